@@ -40,11 +40,13 @@ from types import SimpleNamespace
 
 URN = 'urn:ietf:params:acme:error:'
 JSON, PROBLEM = 'application/json', 'application/problem+json'
-# First part of a URL's path -> the name under which requests are logged and faults are ordered.
-KINDS = {'directory': 'directory', 'new-nonce': 'nonce', 'new-account': 'account',
-         'account': 'account-update', 'new-order': 'order', 'order': 'order-poll',
-         'authz': 'authz', 'challenge': 'challenge', 'finalize': 'finalize',
-         'certificate': 'certificate', 'revoke': 'revoke'}
+# The names under which requests are logged and faults are ordered, by URL path and, for things
+# that have a URL each, by its first part.
+FIXED = {'/directory': 'directory', '/new-nonce': 'nonce', '/new-account': 'account',
+         '/new-order': 'order', '/revoke': 'revoke'}
+OBJECTS = {'account': 'account-update', 'order': 'order-poll', 'authz': 'authz',
+           'challenge': 'challenge', 'finalize': 'finalize', 'certificate': 'certificate'}
+KINDS = {'*', *FIXED.values(), *OBJECTS.values()}
 
 
 # ---- openssl ------------------------------------------------------------------------------------
@@ -215,7 +217,7 @@ def jws_signature_fits(alg, jwk, signature, data):
 
 
 def beside(der, wanted):
-    """For each sequence in `der`, at any depth, that begins with the OID `wanted`: its other items."""
+    """The other items of each sequence in `der`, at any depth, that begins with the OID `wanted`."""
     for tag, body, _ in items(der):
         if tag & 0x20:
             first, *rest = items(body) or [(0, b'', b'')]
@@ -320,11 +322,14 @@ def key_id(spki):
 # ---- answers ------------------------------------------------------------------------------------
 
 class Reply:
-    """An answer before it is sent: status (int), body (bytes), headers (dict of str)."""
+    """An answer before it is sent: status (int), body (bytes), headers (dict of str).
 
-    def __init__(self, status=200, body=b'', headers=None, kind=JSON):
-        self.status, self.headers = status, {}
-        self.body = body if isinstance(body, bytes) else json.dumps(body).encode()
+    `nonce`: whether it carries one; False for what a front end answers in the CA's place.
+    """
+
+    def __init__(self, status=200, body=b'', headers=None, kind=JSON, nonce=True):
+        self.status, self.headers, self.nonce = status, {}, nonce
+        self.body = json.dumps(body).encode() if isinstance(body, dict) else body
         if self.body:
             self.headers['Content-Type'] = kind
         self.headers.update(headers or {})
@@ -344,16 +349,17 @@ class Problem(Exception):
 def refuse(what, args, last):
     """The answer of a fault that comes *instead of* doing what was asked; None if it is no such."""
     if what == 'status':
-        return Reply(args['status'], args.get('body', b''), args.get('headers'), 'text/plain')
+        return Reply(args['status'], args.get('body', b''), args.get('headers'), 'text/plain',
+                     nonce=False)
     if what == 'problem':
         return Problem(**dict({'status': 400, 'type': 'malformed'}, **args)).reply
     if what == 'bad_nonce':
         return Problem(400, 'badNonce', 'ordered by the test').reply
     if what == 'redirect':
-        return Reply(302, headers={'Location': args['location']})
+        return Reply(302, headers={'Location': args['location']}, nonce=False)
     if what == 'http_error_html':
         return Reply(args.get('status', 502), b'<html><h1>Bad Gateway</h1></html>\n',
-                     kind='text/html')
+                     kind='text/html', nonce=False)
     return last if what == 'repeat' else None
 
 
@@ -380,21 +386,28 @@ REFUSALS = 'status', 'problem', 'bad_nonce', 'redirect', 'http_error_html', 'rep
 ALTERATIONS = 'body', 'edit', 'edit_text', 'headers'
 
 
+def hang_up(connection):
+    """End a TLS connection that another thread may be reading from, as a crash would."""
+    try:            # not by SSLSocket's own method, which pulls the TLS layer from under a read
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
+    except OSError:
+        pass
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     """One TLS connection of a client."""
     protocol_version = 'HTTP/1.1'
     disable_nagle_algorithm = True
 
     def setup(self):
-        # The handshake takes place here, in the connection's own thread: a client that never
-        # finishes it holds up nobody.
+        # The handshake takes place at the first read, in the connection's own thread: a client
+        # that never finishes it holds up nobody.
         ca = self.server.ca
         self.request = ca.tls.wrap_socket(self.request, server_side=True,
                                           do_handshake_on_connect=False)
         self.server.sockets.add(self.request)
         if ca.stopped.is_set():
-            raise ConnectionAbortedError
-        self.request.do_handshake()
+            hang_up(self.request)
         ca.connections += 1
         super().setup()
 
@@ -456,10 +469,7 @@ class Server(http.server.ThreadingHTTPServer):
     def stop(self):
         self.shutdown()
         for connection in list(self.sockets):
-            try:        # the plain method: SSLSocket's own would pull the TLS layer from under reads
-                socket.socket.shutdown(connection, socket.SHUT_RDWR)
-            except OSError:
-                pass
+            hang_up(connection)
         self.server_close()
 
 
@@ -509,7 +519,7 @@ class FakeCA:
         self.server = Server(self.port, self)
         self.url = 'https://127.0.0.1:%d' % self.server.server_port
         self.directory_url = self.url + '/directory'
-        self.in_background(self.server.serve_forever, 0.05)
+        self.in_background(self.server.serve_forever, 0.02)
         return self
 
     def stop(self):
@@ -547,7 +557,7 @@ class FakeCA:
         on the way: 'drop', 'cut', 'delay' (seconds), 'dribble' (seconds a byte), 'endless',
         'close' (after a whole answer). `faults.clear()` ends them all.
         """
-        if what not in TRANSPORT + REFUSALS + ALTERATIONS or kind not in {'*', *KINDS.values()}:
+        if what not in TRANSPORT + REFUSALS + ALTERATIONS or kind not in KINDS:
             raise ValueError('no such fault: %s, %s' % (kind, what))
         self.faults.append(SimpleNamespace(kind=kind, what=what, nth=nth, times=times, args=args,
                                            seen=0))
@@ -566,7 +576,7 @@ class FakeCA:
 
     def respond(self, method, path, headers, body):
         """Do what a request asks for; return the Reply and its transport faults."""
-        kind = KINDS.get(path.split('/')[1]) if path.startswith('/') else None
+        kind = FIXED.get(path) or OBJECTS.get((path + '/').split('/')[1])
         record = SimpleNamespace(kind=kind, method=method, path=path, payload=None, status=None,
                                  time=time.time())
         self.requests.append(record)
@@ -574,26 +584,25 @@ class FakeCA:
         try:
             if not headers.get('User-Agent'):
                 raise Problem(400, 'malformed', 'a User-Agent is required')
-            if not kind or (path.count('/') > 1 and path not in self.objects):
-                raise Problem(404, 'malformed', 'no such URL')
             request = SimpleNamespace(method=method, kind=kind, object=self.objects.get(path))
             if kind not in ('directory', 'nonce'):
                 if method != 'POST':
-                    raise Problem(405, 'malformed', 'use POST or POST-as-GET')
+                    raise Problem(405, 'malformed', 'this takes POST, or POST-as-GET')
                 self.authenticate(request, path, headers, body)
-                record.payload = request.payload
+                record.payload = '' if request.reads else request.payload
+            if path not in FIXED and not request.object:
+                raise Problem(404, 'malformed', 'no such URL')
             reply = next(filter(None, (refuse(fault.what, fault.args, self.last.get(kind))
                                        for fault in faults)), None)
             reply = reply or getattr(self, 'on_' + kind.replace('-', '_'))(request)
         except Problem as problem:
             reply = problem.reply
-        if kind != 'directory' and reply.headers.get('Content-Type') not in \
-                ('text/plain', 'text/html'):
+        if kind != 'directory' and reply.nonce:
             reply.headers['Replay-Nonce'] = secrets.token_urlsafe(16)
             self.nonces.add(reply.headers['Replay-Nonce'])
         reply.headers.setdefault('Link', '<%s>;rel="index"' % self.directory_url)
         reply.headers['Date'] = email.utils.formatdate(self.now(), usegmt=True)
-        self.last[kind] = Reply(reply.status, reply.body, reply.headers)
+        self.last[kind] = Reply(reply.status, reply.body, reply.headers, nonce=reply.nonce)
         for fault in faults:
             alter(reply, fault.what, fault.args)
         transport = {fault.what: fault.args for fault in faults if fault.what in TRANSPORT}
@@ -613,20 +622,26 @@ class FakeCA:
         return due
 
     def authenticate(self, request, path, headers, body):
-        """Check a JWS (body, bytes) in all respects; give `request` payload, jwk and account."""
+        """Check a JWS (body, bytes) in all respects; give `request`
+        payload (dict), reads (bool: POST-as-GET), jwk and, with a kid, account."""
         if headers.get('Content-Type') != 'application/jose+json':
             raise Problem(415, 'malformed', 'Content-Type must be application/jose+json')
         try:
             jws = json.loads(body)
             protected = json.loads(unb64(jws['protected']))
             payload, signature = unb64(jws['payload']), unb64(jws['signature'])
-            request.payload = json.loads(payload) if payload else ''
+            request.payload = json.loads(payload) if payload else {}
+            request.reads = not payload
             alg, nonce, url = (protected[name] for name in ('alg', 'nonce', 'url'))
             jwk, kid = protected.get('jwk'), protected.get('kid')
             if jwk is not None:
                 jwk_spki(jwk)
+            if not isinstance(request.payload, dict):
+                raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError):
             raise Problem(400, 'malformed', 'not a flattened JWS with alg, nonce and url')
+        if payload and request.kind in ('order-poll', 'certificate'):
+            raise Problem(400, 'malformed', 'this takes POST-as-GET')
         if 'header' in jws or (jwk is None) == (kid is None):
             raise Problem(400, 'malformed', 'one of jwk and kid is needed, all of it protected')
         if (jwk is None) != (request.kind != 'account') and request.kind != 'revoke':
@@ -676,7 +691,8 @@ class FakeCA:
             'meta': {'termsOfService': self.url + '/terms', 'website': self.url}})
 
     def on_nonce(self, request):
-        return Reply(200 if request.method == 'HEAD' else 204, headers={'Cache-Control': 'no-store'})
+        return Reply(200 if request.method == 'HEAD' else 204,
+                     headers={'Cache-Control': 'no-store'})
 
     # -- accounts
 
@@ -700,9 +716,9 @@ class FakeCA:
         return self.account_reply(account, 200 if known else 201, {'Location': account.url})
 
     def on_account_update(self, request):
-        if request.payload and 'contact' in request.payload:
+        if 'contact' in request.payload:
             request.account.contact = self.checked_contact(request.payload)
-        if request.payload and request.payload.get('status') == 'deactivated':
+        if request.payload.get('status') == 'deactivated':
             request.account.status = 'deactivated'
         return self.account_reply(request.account)
 
@@ -750,7 +766,7 @@ class FakeCA:
 
     def authorization(self, account, name):
         """A new authorization, or with reuse_authz a valid one from before."""
-        for old in self.objects.values() if self.reuse_authz else ():
+        for old in list(self.objects.values()) if self.reuse_authz else ():
             if getattr(old, 'name', None) == name and old.account is account \
                     and old.status == 'valid':
                 return old
@@ -791,7 +807,7 @@ class FakeCA:
 
     def on_authz(self, request):
         authz = request.object
-        if request.payload and request.payload.get('status') == 'deactivated':
+        if request.payload.get('status') == 'deactivated':
             authz.status = 'deactivated'
         shown = [challenge for challenge in authz.challenges
                  if authz.status == 'pending' or challenge.status != 'pending']
@@ -811,8 +827,8 @@ class FakeCA:
 
     def on_challenge(self, request):
         challenge = request.object
-        if request.payload != '' and challenge.status == 'pending':
-            if challenge.type != 'http-01' or request.payload != {}:
+        if not request.reads and challenge.status == 'pending':
+            if challenge.type != 'http-01' or request.payload:
                 raise Problem(400, 'malformed', 'only {}, and only to http-01')
             challenge.status = 'processing'
             thread = self.in_background(self.validate, challenge)
@@ -851,7 +867,7 @@ class FakeCA:
         self.order_reply(order)     # brings its status up to date
         if order.status != 'ready':
             raise Problem(403, 'orderNotReady', 'the order is ' + order.status)
-        spki, names = read_csr(unb64((request.payload or {}).get('csr')))
+        spki, names = read_csr(unb64(request.payload.get('csr')))
         if names != set(order.names):
             raise Problem(400, 'badCSR', 'names differ from the order: ' + ', '.join(names))
         if spki in [jwk_spki(account.jwk) for account in self.accounts]:
