@@ -17,6 +17,7 @@ All times are seconds; points in time are seconds since 1970.
 import argparse
 import atexit
 import base64
+import contextlib
 import email.utils
 import hashlib
 import http.client
@@ -30,6 +31,7 @@ import secrets
 import shutil
 import signal
 import socket
+import socketserver
 import ssl
 import subprocess
 import sys
@@ -217,7 +219,8 @@ def jws_signature_fits(alg, jwk, signature, data):
 
 
 def beside(der, wanted):
-    """The other items of each sequence in `der`, at any depth, that begins with the OID `wanted`."""
+    """The other items of each sequence in `der`, at any depth, that begins with the OID
+    `wanted`."""
     for tag, body, _ in items(der):
         if tag & 0x20:
             first, *rest = items(body) or [(0, b'', b'')]
@@ -254,6 +257,7 @@ class PKI:
 
     def __init__(self, folder, ca_key, chain_length):
         self.folder = folder
+        os.makedirs(folder, exist_ok=True)
         span = time.time() - 10 * 365 * 86400, time.time() + 20 * 365 * 86400
         spki = self.new_key('root', ca_key)
         self.issuer = 'root', 'Fake Root', spki     # who signs: name of key file, CN, SPKI
@@ -453,13 +457,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """The log is FakeCA.requests."""
 
 
-class Server(http.server.ThreadingHTTPServer):
-    daemon_threads = False      # so that server_close() waits for the threads: none is left behind
+class Server(socketserver.ThreadingTCPServer):
+    # (Not http.server's own class, which asks DNS for the name of this machine.)
+    allow_reuse_address = True
     request_queue_size = 50
 
     def __init__(self, port, ca):
         self.ca, self.sockets = ca, set()
         super().__init__(('127.0.0.1', port), Handler)
+
+    def process_request(self, request, client_address):
+        self.ca.in_background(self.process_request_thread, request, client_address)
 
     def handle_error(self, request, client_address):
         """Clients may hang up or fail to trust us; anything else is a bug here and is shown."""
@@ -489,11 +497,21 @@ class FakeCA:
     port          where to listen, 0 for any free one
     folder        where the PKI goes (made anew); None: one for the whole process
 
-    All but the last three may be changed at any time, and so may
+    All but ca_key, chain_length, port and folder may be changed at any time, and so may
     clock_offset    how far the CA's clock is ahead of the real one
     bad_nonce_rate  share (0 to 1) of requests that are answered badNonce
     misissue        None or what is wrong with certificates: 'wrong_key', 'wrong_names',
                     'expired', 'not_yet', 'planted_key', 'shuffled'
+
+    To look at:
+    directory_url, bundle   what a client has to know: URL, path of the CA file
+    requests        all requests: kind (see FIXED, OBJECTS), method, path, payload (dict, '' for
+                    POST-as-GET, None), status (None: no answer), time
+    connections     number of TCP connections so far
+    issued          certificates: names, pem (leaf), chain (all of it), spki (SHA-256, hex), time,
+                    not_before, not_after, revoked (reason or None)
+    accounts        url, contact, thumbprint, status
+    orders          url, names, status, authorizations (name, status, challenges)
     """
 
     def __init__(self, http_port=0, validity=90 * 86400, backdate=3600, ca_key='ec',
@@ -517,7 +535,7 @@ class FakeCA:
 
     def start(self):
         self.server = Server(self.port, self)
-        self.url = 'https://127.0.0.1:%d' % self.server.server_port
+        self.url = 'https://127.0.0.1:%d' % self.server.server_address[1]
         self.directory_url = self.url + '/directory'
         self.in_background(self.server.serve_forever, 0.02)
         return self
@@ -535,7 +553,8 @@ class FakeCA:
         self.stop()
 
     def in_background(self, function, *args):
-        thread = threading.Thread(target=function, args=args)
+        """Start and return a thread that stop() waits for, but not the end of a broken-off test."""
+        thread = threading.Thread(target=function, args=args, daemon=True)
         thread.start()
         self.threads.append(thread)
         return thread
@@ -581,6 +600,8 @@ class FakeCA:
                                  time=time.time())
         self.requests.append(record)
         faults = self.due_faults(kind)
+        refusal = next(filter(None, (refuse(fault.what, fault.args, self.last.get(kind))
+                                     for fault in faults)), None)
         try:
             if not headers.get('User-Agent'):
                 raise Problem(400, 'malformed', 'a User-Agent is required')
@@ -592,16 +613,14 @@ class FakeCA:
                 record.payload = '' if request.reads else request.payload
             if path not in FIXED and not request.object:
                 raise Problem(404, 'malformed', 'no such URL')
-            reply = next(filter(None, (refuse(fault.what, fault.args, self.last.get(kind))
-                                       for fault in faults)), None)
-            reply = reply or getattr(self, 'on_' + kind.replace('-', '_'))(request)
+            reply = refusal or getattr(self, 'on_' + kind.replace('-', '_'))(request)
         except Problem as problem:
-            reply = problem.reply
+            reply = refusal or problem.reply
         if kind != 'directory' and reply.nonce:
             reply.headers['Replay-Nonce'] = secrets.token_urlsafe(16)
             self.nonces.add(reply.headers['Replay-Nonce'])
         reply.headers.setdefault('Link', '<%s>;rel="index"' % self.directory_url)
-        reply.headers['Date'] = email.utils.formatdate(self.now(), usegmt=True)
+        reply.headers.setdefault('Date', email.utils.formatdate(self.now(), usegmt=True))
         self.last[kind] = Reply(reply.status, reply.body, reply.headers, nonce=reply.nonce)
         for fault in faults:
             alter(reply, fault.what, fault.args)
@@ -622,8 +641,8 @@ class FakeCA:
         return due
 
     def authenticate(self, request, path, headers, body):
-        """Check a JWS (body, bytes) in all respects; give `request`
-        payload (dict), reads (bool: POST-as-GET), jwk and, with a kid, account."""
+        """Check a JWS (body, bytes) in all respects; give `request` payload
+        (dict), reads (bool: POST-as-GET), jwk and, signed with a kid, account."""
         if headers.get('Content-Type') != 'application/jose+json':
             raise Problem(415, 'malformed', 'Content-Type must be application/jose+json')
         try:
@@ -674,8 +693,9 @@ class FakeCA:
         self.objects[path] = SimpleNamespace(path=path, url=self.url + path, **members)
         return self.objects[path]
 
-    def later(self, days=7):
-        return time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(self.now() + days * 86400))
+    def expiry(self):
+        """When what is made now expires, as ACME writes it: in a week."""
+        return time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(self.now() + 7 * 86400))
 
     def waiting(self, reply, status):
         """`reply` with a Retry-After if `status` is not final and the test asked for it."""
@@ -698,8 +718,9 @@ class FakeCA:
 
     def on_account(self, request):
         thumbprint, asked = jwk_thumbprint(request.jwk), request.payload
-        known = [account for account in self.accounts if account.thumbprint == thumbprint]
-        if not known:
+        account = next((old for old in self.accounts if old.thumbprint == thumbprint), None)
+        status = 200 if account else 201
+        if not account:
             if asked.get('onlyReturnExisting'):
                 raise Problem(400, 'accountDoesNotExist', 'no account with this key')
             if asked.get('termsOfServiceAgreed') is not True:
@@ -710,10 +731,9 @@ class FakeCA:
                                contact=self.checked_contact(asked))
             account.account = account
             self.accounts.append(account)
-        account = known[0] if known else account
         if account.status != 'valid':
             raise Problem(403, 'unauthorized', 'the account is ' + account.status)
-        return self.account_reply(account, 200 if known else 201, {'Location': account.url})
+        return self.account_reply(account, status, {'Location': account.url})
 
     def on_account_update(self, request):
         if 'contact' in request.payload:
@@ -739,7 +759,7 @@ class FakeCA:
     def on_order(self, request):
         names = self.checked_names(request.payload)
         order = self.add('order', account=request.account, names=names, status='pending',
-                         error=None, certificate=None, expires=self.later(),
+                         error=None, certificate=None, expires=self.expiry(),
                          authorizations=[self.authorization(request.account, name)
                                          for name in names])
         order.finalize = order.path.replace('order', 'finalize')
@@ -771,7 +791,7 @@ class FakeCA:
                     and old.status == 'valid':
                 return old
         authz = self.add('authz', account=account, name=name, status='pending',
-                         expires=self.later())
+                         expires=self.expiry())
         # A client has to find http-01 among what it does not know; one of these has no token.
         types = [('x-persistent-01', None), ('x-other-01', b64(secrets.token_bytes(16)))]
         if not name.startswith('*.'):
@@ -843,15 +863,15 @@ class FakeCA:
         self.stopped.wait(self.validation_delay)
         authz = challenge.authz
         expected = '%s.%s' % (challenge.token, challenge.account.thumbprint)
+        connection = http.client.HTTPConnection('127.0.0.1', self.http_port, timeout=5)
         try:
-            web = http.client.HTTPConnection('127.0.0.1', self.http_port, timeout=5)
-            web.request('GET', '/.well-known/acme-challenge/' + challenge.token,
-                        headers={'Host': authz.name})
-            answer = web.getresponse()
-            found = answer.read(10000).decode(errors='replace').rstrip()
+            with contextlib.closing(connection):
+                connection.request('GET', '/.well-known/acme-challenge/' + challenge.token,
+                                   headers={'Host': authz.name})
+                answer = connection.getresponse()
+                found = answer.read(10000).decode(errors='replace').rstrip()
             error = None if answer.status == 200 and found == expected else (
                 'unauthorized', 'status %d, "%.100s"' % (answer.status, found))
-            web.close()
         except (OSError, http.client.HTTPException) as failure:
             error = 'connection', str(failure)
         if error:

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import socketserver
 import ssl
 import subprocess
 import sys
@@ -44,7 +45,8 @@ for name in 'gmtime', 'localtime':
     setattr(time, name, shifted(name, getattr(time, name)))
 def dated(plain):
     def move(source, target, **options):
-        if os.lstat(source).st_mtime >= start - 1:
+        # Written in this run, and not under a set clock: the kernel's own is some ms behind.
+        if start - 0.01 <= os.lstat(source).st_mtime <= real():
             os.utime(source, (time.time(), time.time()), follow_symlinks=False)
         return plain(source, target, **options)
     return move
@@ -142,10 +144,10 @@ class Web:
             def log_message(self, *args):
                 """Requests are in `hits`."""
 
-        self.server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-        self.server.daemon_threads = False      # server_close() then waits for them
-        self.port = self.server.server_port
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
+        # Not http.server's own class, which asks DNS for the name of this machine.
+        self.server = socketserver.ThreadingTCPServer(('127.0.0.1', 0), Handler)
+        self.port = self.server.server_address[1]
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
         self.thread.start()
         return self
 
@@ -285,23 +287,27 @@ class Line:
 
     # -- the program
 
-    def run(self, *args, hooks=False, env=None, check=None, timeout=60, input=None, now=None):
-        """Run the program with this configuration and `args`; return a CompletedProcess (text).
-
-        `hooks`: with -k; `env`: more environment; `check`: the exit status that is demanded;
-        `now`: what its clock shows at the start, in seconds since 1970.
-        """
+    def start(self, *args, hooks=False, env=None, input=None, now=None):
+        """Start the program as run() does; return its Popen, leader of a session of its own."""
         command = PROGRAM
         if now is not None:
             command = PROGRAM[:2] + ['-c', OTHER_CLOCK, repr(float(now)), PROGRAM[2]]
         command = command + ['-c', self.config] + (['-k'] if hooks else []) + list(args)
         environment = dict({'PATH': os.environ['PATH'], 'HOME': self.folder.name, 'LANG': 'C'},
                            **(env or {}))
-        # In a session of its own, so that a run that hangs is ended with all its children.
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
             encoding='utf-8', errors='replace', start_new_session=True)
+
+    def run(self, *args, check=None, timeout=60, input=None, **options):
+        """Run the program with this configuration and `args`; return a CompletedProcess (text).
+
+        `check`: the exit status that is demanded; `timeout`: seconds, then it and all its children
+        are killed; `input`: text for its stdin; options of start(): `hooks`: with -k; `env`: more
+        environment; `now`: what its clock shows at the start, in seconds since 1970.
+        """
+        process = self.start(*args, input=input, **options)
         try:
             out, err = process.communicate(input, timeout)
         except BaseException:
@@ -311,7 +317,7 @@ class Line:
         if check is not None and process.returncode != check:
             raise AssertionError('%s: exit status %s instead of %s\n--- stdout\n%s--- stderr\n%s'
                                  % (' '.join(args), process.returncode, check, out, err))
-        return subprocess.CompletedProcess(command, process.returncode, out, err)
+        return subprocess.CompletedProcess(args, process.returncode, out, err)
 
 
 # What a hook notes of each call, and the public keys (SHA-256, hex) that it finds in the files.

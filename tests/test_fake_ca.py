@@ -51,7 +51,7 @@ class Client:
         canonical = json.dumps(self.jwk, sort_keys=True, separators=(',', ':')).encode()
         self.thumbprint = b64(hashlib.sha256(canonical).digest())
         self.connection = http.client.HTTPSConnection(
-            '127.0.0.1', ca.server.server_port, timeout=10,
+            '127.0.0.1', ca.server.server_address[1], timeout=10,
             context=ssl.create_default_context(cafile=ca.bundle))
 
     def request(self, method, url, body=None, **headers):
@@ -422,7 +422,7 @@ class Faults(FakeCATest):
 
     def test_nothing_is_left_behind(self):
         before = set(threading.enumerate())
-        with FakeCA() as ca, socket.create_connection(('127.0.0.1', ca.server.server_port)):
+        with FakeCA() as ca, socket.create_connection(ca.server.server_address):
             ca.fault('directory', 'delay', seconds=60)
             client = Client(ca, self.folder)
             client.connection.request('GET', '/directory', headers={'User-Agent': 'test'})
