@@ -158,8 +158,9 @@ class Demo:
             print("%3d %-46s %-6s %-8s %-8s %s%s" % (
                 number, step["title"], step["live"], step["staged"] or "-",
                 " ".join(step["dns"]), step["service"], "" if good else "  <- not in DNS!"))
-        print("\n  step          " + "     ".join("%d" % (i + 1) for i in range(len(self.history))))
-        for digest, letter in sorted(self.names.items(), key=lambda item: item[1]):
+        print("\n  step          " + "     ".join(
+            "%d" % (number + 1) for number in range(len(self.history))))
+        for letter in sorted(self.names.values()):
             for role, mark in ("staged", "."), ("live", "#"), ("dns", "="), ("service", "+"):
                 bar = "".join((mark if letter in step[role] else " ") * 6
                               for step in self.history)
