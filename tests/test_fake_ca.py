@@ -5,7 +5,6 @@ import hashlib
 import http.client
 import json
 import os
-import signal
 import socket
 import ssl
 import subprocess
@@ -436,19 +435,21 @@ class Faults(FakeCATest):
 class ByHand(unittest.TestCase):
 
     def test_command(self):
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, fake_ca.__file__, '--dir', folder, '--validity', '12h']
-            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-                try:
-                    url, bundle = (process.stdout.readline().split() for _ in range(2))
-                    self.assertEqual(bundle, ['ca-bundle', '=', os.path.join(folder, 'root.pem')])
-                    context = ssl.create_default_context(cafile=bundle[2])
-                    request = urllib.request.Request(url[2], headers={'User-Agent': 'test'})
-                    with urllib.request.urlopen(request, context=context, timeout=10) as answer:
-                        self.assertIn('newOrder', json.load(answer))
-                finally:
-                    process.send_signal(signal.SIGINT)
-                self.assertEqual(process.wait(10), 0)
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        process = subprocess.Popen(
+            [sys.executable, fake_ca.__file__, '--dir', folder.name, '--validity', '12h'],
+            stdout=subprocess.PIPE, universal_newlines=True)
+        for cleanup in process.stdout.close, process.wait, process.kill:    # the last one first
+            self.addCleanup(cleanup)
+        url, bundle = (process.stdout.readline().split()[2] for _ in range(2))
+        self.assertEqual(bundle, os.path.join(folder.name, 'root.pem'))
+        context = ssl.create_default_context(cafile=bundle)
+        request = urllib.request.Request(url, headers={'User-Agent': 'test'})
+        with urllib.request.urlopen(request, context=context, timeout=10) as answer:
+            self.assertIn('newOrder', json.load(answer))
+        process.terminate()
+        self.assertEqual(process.wait(10), 0)
 
 
 if __name__ == '__main__':
