@@ -72,7 +72,7 @@ def utc(seconds):
 # ---- openssl, encodings, DER --------------------------------------------------------------------
 
 
-def openssl(*args, stdin=b""):
+def openssl(*args, stdin=b"", seconds=600):
     """Run openssl with args (str), give it stdin (bytes), return its stdout (bytes).
 
     Raises ToolError with its own words. Keys are named by path only; a key with a passphrase
@@ -81,7 +81,7 @@ def openssl(*args, stdin=b""):
     import subprocess
     try:
         done = subprocess.run(("openssl",) + args, input=stdin, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, start_new_session=True, timeout=600)
+                              stderr=subprocess.PIPE, start_new_session=True, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ToolError("cannot run openssl: %s" % error)
     if done.returncode:

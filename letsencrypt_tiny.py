@@ -1,12 +1,16 @@
 #!/usr/bin/python3 -IS
 """letsencrypt-tiny: a line of certificates, for services that publish TLSA records (DANE).
 
-usage: letsencrypt-tiny -c CONFIG [-k] [-n] {init, renew, cron, status}
+usage: letsencrypt-tiny -c CONFIG [-k] [-n] {init, renew, cron, status, tlsa}
 
   init     make folders, account key, live key and certificate; once, by hand
-  renew    obtain new certificates now; with --new-key stage a new private key
+  renew    obtain new certificates now; with --new-key stage a new private key instead, with
+           --new-key --now make it (or the one that is staged) live without waiting
   cron     do whatever is due, silent when nothing is; daily
   status   tell what is there and what comes next; exit status 1 if something is overdue
+  tlsa     tell the TLSA records that DNS must hold, as lines of a zone file, or --json, or
+           commands for nsupdate (--nsupdate), with --ttl SECONDS (default 3600); with --check
+           compare DNS with them, exit status 1 if it differs
 
   -c, --config CONFIG   the line's config file; may be repeated
   -k, --hooks           run the hooks
@@ -183,6 +187,7 @@ OPTIONS = (  # key, default (... if it is required), what is expected, reader
     ("contact", None, "mail addresses", mail_urls),
     ("proxy", None, "a URL such as http://proxy.example.org:3128", word_like("https?://[!-~]+")),
     ("self-check", "warn", "no, warn or require", word_like("no|warn|require")),
+    ("standby", "no", "yes or no", word_like("yes|no")),
     ("tlsa", None, "names such as _25._tcp.mx.example.org",
      words_like(r"_[0-9]+\._(tcp|udp|sctp)\.[A-Za-z0-9._-]+")),
     ("dns-resolver", None, "an address, or address@port", word_like(SERVER)),
@@ -279,11 +284,13 @@ Crt = namedtuple("Crt", "names not_before not_after spki sha256")  # spki: its l
 # state: as read_state(); asked: what is done once a run (SPKI digests of requests, "stage"); force:
 # what is done though it is not due (renew, new-key); hooks: may they run; skew: seconds that the
 # CA's clock is ahead, None while unknown
+# dns, served: the problems that look_at_dns() and look_at_services() found (list of str), or None
 Facts = namedtuple("Facts", "live_key live_crt staging_key staging_crt state asked force hooks "
-                            "skew", defaults=((), "", True, 0))
+                            "skew dns served", defaults=((), "", True, 0, None, None))
 
 STATE = {  # the shape of the state file; 0.0 is a number, [] a list of anything
-    "certchange": "", "keychange": [], "published": 0.0, "seen": 0.0, "challenges": [""],
+    "certchange": "", "keychange": [], "published": 0.0, "seen": 0.0, "ttl": 0.0, "told": 0.0,
+    "challenges": [""],
     "account": {"directory": "", "url": "", "thumbprint": ""}, "owed": [],
     "retry": {"count": 0, "after": 0.0, "server": True, "names": [""], "directory": "",
               "error": ""}}
@@ -345,8 +352,9 @@ def read_state(config, now):
     retry = state.get("retry")
     for name, value, ahead in (
             ("published", state.get("published"), 0), ("seen", state.get("seen"), 0),
-            ("retry", retry and retry["after"], RETRY_AFTER_SECONDS if retry and retry["server"]
-             else DAY)):
+            ("told", state.get("told"), 0), ("retry", retry and retry["after"],
+                                             RETRY_AFTER_SECONDS if retry and retry["server"]
+                                             else DAY)):
         if value is not None and not 0 <= value <= now + ahead:
             del state[name]
     if not all(re.match(r"/.*/[A-Za-z0-9_-]+\Z", file) for file in state.get("challenges", ())):
@@ -382,17 +390,39 @@ def decide(config, facts, now):
         if why and not blocked and some_key.spki not in facts.asked:
             return Step("request", which, "Obtaining certificate '%s' for %s" % (
                 getattr(config, which), ", ".join(config.domains)), why, since)
-    stage, unstage = [
-        None if step.verb == "wait" or abs(facts.skew or 0) > CLOCK_SECONDS else
-        step._replace(verb="clock") if facts.skew is None and not blocked else step
-        for step in (key_step(config, facts, now), unstage_step(config, facts, now))]
-    if stage or unstage and not config.staging_hours:
-        return stage or unstage
-    for hook in hooks_owed(config, facts) if fits and facts.hooks else ():
-        return Step("hook", hook, "Running %s" % hook, "it is owed")
-    if unstage:
-        return unstage
+    unstage = unstage_step(config, facts, now)
+    for step in (key_step(config, facts, now),
+                 unstage if not config.staging_hours or facts.force == "now" else None,
+                 hook_step(config, facts) if fits and facts.hooks else None, unstage):
+        # What starts or ends a time of waiting is not done by a clock that the CA finds wrong
+        timed = step and facts.force != "now" and (
+            step.verb in ("stage", "unstage", "publish") or staged_pair(facts)
+            and step.what in ("dns", "post-keychange"))
+        if step is None or step.verb == "wait" or timed and abs(facts.skew or 0) > CLOCK_SECONDS:
+            continue
+        return step._replace(verb="clock") if timed and facts.skew is None and not blocked else step
     return outlook(config, facts, now)
+
+
+def hook_step(config, facts):
+    """The Step that a hook is owed, None if there is none."""
+    for hook in hooks_owed(config, facts):
+        step = Step("hook", hook, "Running %s" % hook, "it is owed")
+        if hook == "post-certchange":
+            return step
+        if staged_pair(facts):  # for how long may caches hold what the hook will replace?
+            ask = config.tlsa and facts.dns is None and "ttl" not in facts.state
+            return Step("look", "dns", "Looking at DNS") if ask else step
+        if not config.served or facts.force == "init" and "keychange" not in facts.state:
+            return step
+        if facts.served is None:  # else the key that a service uses could leave DNS
+            return Step("look", "served", "Looking at the services")
+        if not facts.served:
+            return step
+        if config.post_certchange and "post-certchange" not in facts.asked:
+            return step._replace(what="post-certchange", text="Running post-certchange again",
+                                 why=facts.served[0])
+    return None
 
 
 def request_due(config, facts, key, crt, now):
@@ -427,8 +457,10 @@ def key_step(config, facts, now):
         why, due = "the live key is %s with %d bits" % (key.kind, key.bits), 0
     elif now >= due:
         why = "the live key is %d days old" % ((now - key.made) / DAY)
-    elif facts.force == "new-key":
+    elif facts.force in ("new-key", "now"):
         why, due = "asked for", now
+    elif config.standby == "yes":
+        why, due = "it stands by", 0
     if why and not facts.staging_key and "stage" not in facts.asked:
         return Step("stage", "", "Making a new private key '%s' (%s)" % (
             config.staging, config.key_type), why, due)
@@ -460,16 +492,27 @@ def hooks_owed(config, facts):
 def unstage_step(config, facts, now):
     """The Step that brings a staged pair nearer to being live, or the wait for it."""
     since, name = facts.state.get("published"), config.staging
+    old = facts.live_key.made + config.max_key_age_days * DAY
     if not staged_pair(facts):
         return Step("wait")
+    if facts.force == "now":
+        return Step("unstage", "", "Making '%s' live at once (until the old TLSA records are out "
+                    "of all caches, who has them refuses it)" % name, "asked for", now)
+    if config.standby == "yes" and now < old:
+        return Step("wait", "", "", "'%s' stands by" % name, old)
     if config.post_keychange and config.staging_hours and (
             since is None or facts.state.get("keychange") != keys_of(facts)):
         return Step("wait", "", "", "'%s' waits for post-keychange (-k)" % name, now)
-    if config.staging_hours and since is None:
+    if config.staging_hours and since is None and not config.tlsa:
         return Step("publish", "", "Starting the staging time of '%s'" % name, "its pair is there")
-    due = since + config.staging_hours * HOUR if config.staging_hours else 0
-    if config.tlsa:
-        return Step("wait", "", "", "'%s' waits to be seen in DNS" % name, due)
+    if config.tlsa and facts.dns is None:
+        return Step("look", "dns", "Looking at DNS")
+    if config.tlsa and facts.dns:
+        again = config.post_keychange and facts.hooks and "post-keychange" not in facts.asked
+        return Step("hook" if again else "wait", "post-keychange", "Running post-keychange again",
+                    "'%s' waits: %s" % (name, facts.dns[0]), now)
+    hours = max(config.staging_hours, 2 * facts.state.get("ttl", 0) / HOUR if config.tlsa else 0)
+    due = (facts.state.get("seen", now) if config.tlsa else since or 0) + hours * HOUR
     return Step("unstage" if now >= due else "wait", "", "Making '%s' live" % name,
                 "the staging time ends" if now < due else "the staging time is over", due)
 
@@ -572,6 +615,8 @@ def rename(config, *exts):
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         for ext in exts:
+            if config.standby == "yes":
+                os.utime(place(config, "staging", ext))  # its age is that of its life
             os.replace(place(config, "staging", ext), place(config, "live", ext))
         for ext in exts:
             sync_folder(place(config, "live", ext))
@@ -657,6 +702,239 @@ def clean_up(config):
             os.chmod(file, 0o600)
 
 
+# ---- DANE: what DNS and the services show -------------------------------------------------------
+
+A, NS, CNAME, SOA, AAAA, TLSA = 1, 2, 5, 6, 28, 52
+# authentic: AD; authoritative: AA; records, authority: [(owner, type, TTL in seconds, data)], where
+# data is bytes, or a name (str) for NS and CNAME
+Answer = namedtuple("Answer", "code authentic authoritative records authority")
+
+
+def dns_name(message, at):
+    """(name, offset behind it) of a name in a DNS message (RFC 1035 section 4.1.4)."""
+    labels, end = [], None
+    for _ in range(128):
+        size = message[at]
+        if size >= 0xc0:
+            end, at = end or at + 2, (size & 0x3f) << 8 | message[at + 1]
+        elif size:
+            labels.append(message[at + 1:at + 1 + size].decode("ascii", "backslashreplace").lower())
+            at += 1 + size
+        else:
+            return ".".join(labels), end or at + 1
+    raise ValueError("a DNS name without end")
+
+
+def dns_parse(message):
+    """The Answer in a DNS message (bytes). Raises ValueError, IndexError."""
+    flags, *counts = [int.from_bytes(message[i:i + 2], "big") for i in (2, 4, 6, 8)]
+    at, parts = 12, []
+    for _ in range(counts[0]):
+        at = dns_name(message, at)[1] + 4
+    for count in counts[1:]:
+        parts.append([])
+        for _ in range(count):
+            owner, at = dns_name(message, at)
+            kind, ttl, size = [int.from_bytes(message[at + i:at + j], "big")
+                               for i, j in ((0, 2), (4, 8), (8, 10))]
+            at += 10 + size
+            data = message[at - size:at]
+            parts[-1].append((owner, kind, ttl, dns_name(message, at - size)[0]
+                              if kind in (NS, CNAME) else data))
+    if at > len(message):
+        raise ValueError("a DNS answer is cut short")
+    return Answer(flags & 15, bool(flags & 0x20), bool(flags & 0x400), *parts)
+
+
+def dns_send(server, query, way):
+    """The message (bytes) that a server (address, or address@port) sends to a query (bytes), by
+    UDP or TCP (way: a socket type). Raises OSError."""
+    import socket
+    address, _, port = server.partition("@")
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, way) as sock:
+        sock.settimeout(2)
+        sock.connect((address, int(port or 53)))
+        if way == socket.SOCK_DGRAM:
+            sock.send(query)
+            return sock.recv(4096)
+        sock.sendall(len(query).to_bytes(2, "big") + query)
+        with sock.makefile("rb") as stream:
+            return stream.read(int.from_bytes(stream.read(2), "big"))
+
+
+def dns_ask(server, name, kind, recurse=True):
+    """The Answer of a server (address, or address@port) to one question (RFC 1035, with EDNS).
+
+    Raises ValueError if there is none after three tries of 2 seconds, OSError if no route.
+    """
+    import socket
+    labels = [label.encode() for label in name.split(".") if label]
+    question = b"".join(bytes([len(label)]) + label for label in labels) + bytes([0, 0, kind, 0, 1])
+    error = "nonsense"
+    for _ in range(3):
+        # RD and AD (RFC 6840 section 5.7), one question, an OPT record for answers of 1232 bytes
+        query = os.urandom(2) + (b"\x01\x20" if recurse else b"\0\0") + bytes(
+            [0, 1, 0, 0, 0, 0, 0, 1]) + question + bytes([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0])
+        try:
+            message = dns_send(server, query, socket.SOCK_DGRAM)
+            if message[2] & 2:
+                message = dns_send(server, query, socket.SOCK_STREAM)
+            if message[:2] + message[12:12 + len(question)].lower() == query[:2] + question.lower():
+                return dns_parse(message)
+        except (socket.timeout, ConnectionError, IndexError, ValueError) as failure:
+            error = failure
+    raise ValueError("%s does not answer (%s)" % (server, error))
+
+
+def dns_resolver(config):
+    """The resolver to ask (address, or address@port): as configured, else of resolv.conf."""
+    found = re.search(rb"(?m)^nameserver\s+([0-9A-Fa-f.:]+)", read_file("/etc/resolv.conf") or b"")
+    return config.dns_resolver or (found.group(1).decode() if found else "127.0.0.1")
+
+
+def dns_resolve(config, name, kind):
+    """The validated Answer of the resolver. Raises ValueError if it is not to be believed."""
+    server = dns_resolver(config)
+    answer = dns_ask(server, name, kind)
+    if answer.code not in (0, 3):
+        raise ValueError("%s: the resolver %s %s" % (name, server, "says SERVFAIL: is the zone "
+                         "bogus?" if answer.code == 2 else "gives error %d" % answer.code))
+    near = config.dns_resolver or re.match(r"127\.|::1(@|\Z)", server)
+    if not (answer.authentic and near or answer.authoritative and config.dns_resolver):
+        raise ValueError("%s: the answer of the resolver %s is not validated: %s" % (
+            name, server, "it has neither AD nor AA: is the zone signed, does it validate?"
+            if near else "it is not on this machine; name it as dns-resolver if you trust it"))
+    return answer
+
+
+def dns_follow(answer, name, kind):
+    """(owner, TTL, [data]) of the records of a kind in an Answer, behind its CNAMEs."""
+    ttl, owner = 0, name.rstrip(".").lower()
+    for _ in answer.records:
+        for some, sort, seconds, data in answer.records:
+            if some == owner and sort == CNAME and kind != CNAME:
+                owner, ttl = data, max(ttl, seconds)
+    found = [(seconds, data) for some, sort, seconds, data in answer.records
+             if some == owner and sort == kind]
+    return owner, max([ttl] + [seconds for seconds, _ in found]), [data for _, data in found]
+
+
+def dns_servers(config, owner):
+    """[[address, ...]] for each of the zone's own servers. Raises ValueError, OSError."""
+    import ipaddress
+    if config.dns_servers:
+        return [[server] for server in config.dns_servers]
+    soa = dns_resolve(config, owner, SOA)
+    zone = [record[0] for record in soa.records + soa.authority if record[1] == SOA]
+    servers = []
+    for name in dns_follow(dns_resolve(config, zone[0], NS), zone[0], NS)[2] if zone else ():
+        found = [data for kind in (A, AAAA) for data in dns_follow(
+            dns_ask(dns_resolver(config), name, kind), name, kind)[2]]
+        servers.append([str(ipaddress.ip_address(data)) for data in found] or [name])
+    if not servers:
+        raise ValueError("%s: its zone's own servers are not to be found: set dns-servers" % owner)
+    return servers
+
+
+def tlsa_base(config, name):
+    """The name (str) at which clients look for a TLSA name's records: if its host is an alias,
+    first at the alias' end (RFC 7671 section 7). Raises ValueError, OSError."""
+    port, protocol, host = name.split(".", 2)
+    try:
+        target = dns_follow(dns_resolve(config, host, A), host, A)[0]
+        other = "%s.%s.%s" % (port, protocol, target)
+        if target != host.rstrip(".").lower() and dns_follow(
+                dns_resolve(config, other, TLSA), other, TLSA)[2]:
+            return other
+    except ValueError:
+        pass  # an alias that is not validated is not followed
+    return name
+
+
+def tlsa_compare(found, chains):
+    """(missing, stale): what TLSA records found (list of bytes) lack, as texts, and those that
+    match nothing. chains: {name: [DER of leaf, DER of issuer, ...]} which all must match one
+    record of each (usage, selector, matching type) that is used (RFC 7671 section 8)."""
+    kinds = {record[:3] for record in found
+             if record[0] < 4 and record[1] < 2 and record[2] < 3 and len(record) > 3}
+    missing, known = [] if kinds else ["no TLSA record"], set()
+    for name, chain in chains.items():
+        for usage, selector, matching in kinds:
+            fits = set()
+            for cert in chain[:1] if usage & 1 else chain:
+                data = parse_certificate(cert).spki if selector else cert
+                data = data if not matching else hashlib.new(
+                    "sha256" if matching == 1 else "sha512", data).digest()
+                fits.add(bytes([usage, selector, matching]) + data)
+            if not fits & set(found):
+                missing.append("no %d %d %d record for '%s'" % (usage, selector, matching, name))
+            known |= fits
+    return missing, [record for record in found if record not in known]
+
+
+def look_at_dns(config, facts):
+    """(problems, TTL, stale): what keeps the keys on disk from being published for all (list of
+    str, [] if nothing does), the records' largest TTL (seconds), records of other keys (str)."""
+    problems, ttl, stale, chains = [], 0, [], {}
+    for which in ["live", "staging"] if staged_pair(facts) else ["live"]:
+        file = place(config, which, "crt")
+        try:
+            chains[getattr(config, which)] = [
+                data for _, data in pem((read_file(file) or b"").decode("ascii", "replace"))]
+        except ValueError as error:
+            return ["%s: %s" % (file, error)], 0, []
+
+    def compare(server, owner, answer):
+        nonlocal ttl
+        _, seconds, found = dns_follow(answer, owner, TLSA)
+        missing, other = tlsa_compare(found, chains)
+        ttl = max(ttl, seconds)
+        problems.extend("%s: %s says %s" % (owner, server, text) for text in missing)
+        stale.extend("%s: %s" % (owner, " ".join(map(str, [*r[:3], r[3:].hex()]))) for r in other)
+
+    for name in config.tlsa:
+        try:
+            answer = dns_resolve(config, tlsa_base(config, name), TLSA)
+            owner = dns_follow(answer, tlsa_base(config, name), TLSA)[0]
+            compare("the resolver", tlsa_base(config, name), answer)
+            for addresses in dns_servers(config, owner):
+                answers = []
+                for address in addresses:
+                    try:
+                        answers.append((address, dns_ask(address, owner, TLSA, False)))
+                    except OSError as error:  # no route, as to IPv6 from a machine without
+                        problem = "%s: %s cannot be reached: %s" % (owner, address, reason(error))
+                problems.extend([] if answers else [problem])
+                for address, answer in answers:
+                    if answer.authoritative:
+                        compare(address, owner, answer)
+                    else:
+                        problems.append("%s: %s is no server of its zone" % (owner, address))
+        except (OSError, ValueError, IndexError) as error:
+            problems.append("%s: %s" % (name, reason(error)))
+    return problems, ttl, sorted(set(stale))
+
+
+def look_at_services(config, facts):
+    """What is wrong (list of str) with the services that must use the live key by now."""
+    problems = []
+    for service in config.served:
+        where, _, protocol = service.partition("/")
+        try:
+            host = where.rpartition(":")[0]
+            text = openssl("s_client", "-connect", where, *(
+                ["-noservername"] if re.match(r"\[|[0-9.]+\Z", host) else ["-servername", host]),
+                *(["-starttls", protocol] if protocol else []), seconds=20)
+            leaf = re.search(r"-----BEGIN CERT.*?-----END CERTIFICATE-----", text.decode(
+                "ascii", "replace"), re.S)
+            spki = sha256(parse_certificate(pem(leaf.group())[0][1]).spki) if leaf else ""
+            if spki != facts.live_key.spki:
+                problems.append("%s uses another key than the live one" % service)
+        except (OSError, ValueError) as error:
+            problems.append("%s cannot be reached: %s" % (service, reason(error)))
+    return problems
+
+
 # ---- Actions ------------------------------------------------------------------------------------
 
 
@@ -666,7 +944,8 @@ class Run:
 
     def __init__(self, config, hooks=False, force="", skew=None):
         self.config, self.hooks, self.force, self.skew = config, hooks, force, skew
-        self.asked, self.client, self.failed, self.status = set(), None, False, 0
+        self.asked, self.client, self.failed, self.status = frozenset(), None, False, 0
+        self.dns = self.served = None
 
     def facts(self):
         """The Facts as they are now. Raises Problem, OSError."""
@@ -677,7 +956,8 @@ class Run:
         return Facts(key, read_crt(place(config, "live", "crt")),
                      read_key(place(config, "staging", "key")),
                      read_crt(place(config, "staging", "crt")),
-                     read_state(config, time.time()), self.asked, self.force, self.hooks, self.skew)
+                     read_state(config, time.time()), self.asked, self.force, self.hooks, self.skew,
+                     self.dns, self.served)
 
 
 def reconcile(run):
@@ -687,7 +967,7 @@ def reconcile(run):
         step = decide(run.config, facts, now)
         if step.verb == "wait":
             return conclude(run, facts, step, now)
-        if step.verb != "clock":
+        if step.verb not in ("clock", "look"):
             say(step.text + (": " + step.why if step.verb in ("stage", "drop", "rename") else ""))
         perform(run, facts, step)
     raise Problem("it does not settle: %s, again and again" % step.text)
@@ -699,19 +979,32 @@ def perform(run, facts, step):
     if step.verb == "request":
         request(run, facts, step.what)
     elif step.verb == "stage":
-        run.asked, run.force = run.asked | {"stage"}, ""
-        update_state(config, published=None, seen=None)
+        run.asked = run.asked | {"stage"}
+        run.force = "now" if run.force == "now" else ""
+        update_state(config, published=None, seen=None, ttl=None)
         make_key(place(config, "staging", "key"), config.key_type, config.key_length,
                  os.stat(place(config, "live", "key")))
     elif step.verb == "publish":
         update_state(config, published=time.time())
     elif step.verb == "hook":
+        run.asked, run.dns, run.served = run.asked | {step.what}, None, None
         run_hook(config, facts, step.what)
+    elif step.verb == "look" and step.what == "dns":
+        run.dns, ttl, _ = look_at_dns(config, facts)
+        update_state(config, ttl=max(ttl, facts.state.get("ttl", 0.0)), seen=None if run.dns else
+                     facts.state.get("seen") or time.time())
+    elif step.verb == "look":
+        for pause in (1, 1, 1, 1, 0):  # a service may take a moment to reload
+            run.served = look_at_services(config, facts)
+            if not run.served:
+                break
+            time.sleep(pause)
     elif step.verb == "clock":
         ask_clock(run)
     elif step.verb == "drop":
         drop(config, step.what)
     else:
+        run.asked, run.force = run.asked | {"stage"}, ""
         rename(config, *("key", "crt") if step.verb == "unstage" else (step.what,))
 
 
@@ -865,8 +1158,9 @@ def run_hook(config, facts, name):
     if name == "post-certchange":
         update_state(config, certchange=facts.live_crt.sha256)
     else:
+        known = facts.state.get("keychange") == keys_of(facts) and facts.state.get("published")
         update_state(config, keychange=keys_of(facts),
-                     published=time.time() if staged_pair(facts) else None)
+                     published=known or time.time() if staged_pair(facts) else None)
 
 
 def conclude(run, facts, step, now):
@@ -880,6 +1174,12 @@ def conclude(run, facts, step, now):
                                           "right, is the CA?"))
     if decide(config, facts._replace(skew=0), now).verb != "wait":
         run.status = 1  # held back because the clock is wrong, which was said
+    if run.served:
+        run.status = 1
+        complain(config.file, "%s; the old key stays in DNS, the next run goes on" % "; ".join(
+            run.served))
+    if config.tlsa and staged_pair(facts):
+        tell_waiting(run, facts, now)
     if run.force == "new-key" and facts.staging_key:
         say("'%s' is staged already: %s" % (config.staging, step.why))
     if not run.hooks and facts.live_crt and facts.live_crt.spki == facts.live_key.spki:
@@ -889,6 +1189,20 @@ def conclude(run, facts, step, now):
             say("Owed: %s (run with -k)" % ", ".join(owed))
         update_state(config, owed=change or None)
     return run.status
+
+
+def tell_waiting(run, facts, now):
+    """Tell once a day what a staged key waits for to be seen in DNS."""
+    config, step = run.config, unstage_step(run.config, facts, now)
+    since, ttl = facts.state.get("published", now), facts.state.get("ttl", 0)
+    if "stage" in run.asked and 2 * ttl > config.staging_hours * HOUR:
+        say("staging-hours is less than twice the TTL of the TLSA records (%d s): '%s' waits "
+            "longer" % (ttl, config.staging))
+    if run.dns and now > since + max(HOUR, 2 * ttl):
+        run.status = 1
+    if run.hooks and now >= facts.state.get("told", 0) + DAY - HOUR:
+        say("%s, %s" % (step.why, "to be tried again" if run.dns else utc(step.when)))
+        update_state(config, told=now)
 
 
 # ---- Commands -----------------------------------------------------------------------------------
@@ -974,13 +1288,43 @@ def status(config):
     return 1 if retry or owed or late else 0
 
 
-def run_line(file, command, hooks, dry, force):
+def tlsa(config, form, ttl):
+    """Tell the records that DNS must hold now, in a form: --json, --nsupdate, "" for zone file
+    lines, with a TTL (seconds); or --check whether it does. Returns the exit status."""
+    facts = Run(config).facts()
+    if not config.tlsa:
+        raise Problem("tlsa is not set: it names the records, such as _25._tcp.mx.example.org", 2)
+    records = [(name.rstrip(".") + ".", key) for name in config.tlsa for key in keys_of(facts)
+               if key]
+    if form == "--check":
+        problems, found, stale = look_at_dns(config, facts)
+        problems += ["%s fits no key of this line" % record for record in stale]
+        if 2 * found > config.staging_hours * HOUR:
+            problems.append("the records' TTL is %d s: a new key waits for twice that, longer than "
+                            "staging-hours" % found)
+        say("\n".join(problems) or "DNS holds what it must")
+        return 1 if problems else 0
+    if form == "--json":
+        say(json.dumps([{"name": name, "ttl": ttl, "usage": 3, "selector": 1, "matching_type": 1,
+                         "data": key} for name, key in records], indent=1))
+    elif form == "--nsupdate":
+        say("\n".join(["update delete %s TLSA" % name.rstrip(".") + "." for name in config.tlsa] + [
+            "update add %s %d TLSA 3 1 1 %s" % (name, ttl, key) for name, key in records]
+            + ["send"]))
+    else:
+        say("\n".join("%s %d IN TLSA 3 1 1 %s" % (name, ttl, key) for name, key in records))
+    return 0
+
+
+def run_line(file, command, hooks, dry, force, form, ttl):
     """Do the command for the line of a config file. Returns the exit status."""
     try:
         config = read_config(os.path.abspath(file))
         check_owner(config.file)
         if dry:
             return show(config, hooks, force)
+        if command == "tlsa":
+            return tlsa(config, form, ttl)
         return status(config) if command == "status" else act(config, command, hooks, force)
     except (Problem, OSError) as error:
         complain(file, reason(error))
@@ -1011,8 +1355,10 @@ def main(argv=None):
     prepare()
     try:
         given, words = getopt.gnu_getopt(sys.argv[1:] if argv is None else argv, "c:knh", [
-            "config=", "hooks", "dry-run", "new-key", "version", "help"])
-    except getopt.GetoptError as error:
+            "config=", "hooks", "dry-run", "new-key", "now", "json", "nsupdate", "check", "ttl=",
+            "version", "help"])
+        ttl = number(1, 2**31 - 1, int)(dict(given).get("--ttl", "3600"))
+    except (getopt.GetoptError, ValueError) as error:
         emit(2, "letsencrypt-tiny: %s; see --help" % error)
         return 2
     files, flags = [v for k, v in given if k in ("-c", "--config")], {k for k, _ in given}
@@ -1023,15 +1369,18 @@ def main(argv=None):
         say("letsencrypt-tiny %s, SHA-256 %s" % (__version__, sha256(read_file(__file__))))
         return 0
     command, dry = words[0] if len(words) == 1 else "", bool(flags & {"-n", "--dry-run"})
-    if not files or command not in ("init", "renew", "cron", "status") or (
-            "--new-key" in flags and command != "renew") or (
-            dry and command not in ("renew", "cron")):
-        emit(2, "letsencrypt-tiny: give -c CONFIG and one of init, renew, cron, status; see --help")
+    fits = {"init": set(), "renew": {"--new-key", "--now", "-n", "--dry-run"}, "status": set(),
+            "cron": {"-n", "--dry-run"}, "tlsa": {"--json", "--nsupdate", "--check", "--ttl"}}
+    if not files or command not in fits or "--now" in flags and "--new-key" not in flags or (
+            flags - {"-c", "--config", "-k", "--hooks"} - fits[command]):
+        emit(2, "letsencrypt-tiny: give -c CONFIG and one of %s, with its options; see --help" % (
+            ", ".join(fits)))
         return 2
-    force = "new-key" if "--new-key" in flags else "renew" if command == "renew" else ""
+    force = "now" if "--now" in flags else "new-key" if "--new-key" in flags else (
+        command if command in ("init", "renew") else "")
     try:
-        return max([run_line(file, command, bool(flags & {"-k", "--hooks"}), dry, force)
-                    for file in files])
+        return max([run_line(file, command, bool(flags & {"-k", "--hooks"}), dry, force, "".join(
+            flags & {"--json", "--nsupdate", "--check"}), ttl) for file in files])
     except Stopped as stopped:
         emit(2, "letsencrypt-tiny: ended by %s; the next run goes on" % (
             signal.Signals(stopped.args[0]).name))
