@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
 """A certificate line's life in half a minute: python3 examples/demo.py
 
-It needs no root, no network and no name server: the CA, the web server and the "DNS" (a file that
-the key hook writes) live in a temporary folder. The program is the real one, built as for a
-server, and is run as an administrator or cron would run it.
+It needs no root and no network: the CA, the web server and the name server run here, and all files
+are in a temporary folder. The program is the real one, built as for a server, and is run as an
+administrator or cron would run it.
 """
 import os
 import shutil
 import signal
+import socketserver
 import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -20,11 +22,14 @@ from tests.fake_ca import FakeCA  # noqa: E402
 from tests.support import Web, spki  # noqa: E402
 
 WIDTH = 96
-STAGING_SECONDS = 3
+STAGING_SECONDS = 4
 CONFIG = """\
 domains = mx.example.org www.example.org
 max-key-age-days = 256
 staging-hours = {hours}
+tlsa = _25._tcp.mx.example.org
+dns-resolver = {name_server}
+dns-servers = {name_server}
 post-certchange = {folder}/cert-hook
 post-keychange = {folder}/key-hook
 account-key = {folder}/account.key
@@ -43,18 +48,38 @@ set -eu
 cp "$LIVE_CRT" {folder}/service.crt
 echo "  (the mail server loads the live key and certificate)"
 """
-# A zone file in place of a name server. examples/key-hook and key-hooks/ are for real ones.
+# As examples/key-hooks/bind-include, but sometimes it lies.
 KEY_HOOK = """\
 #!/bin/sh
 set -eu
-if [ -e {folder}/dns-is-down ]; then echo "  (the name server does not answer)" >&2; exit 1; fi
-for key in "$LIVE_KEY" ${{STAGING_KEY:-}}; do
-    digest=$(openssl pkey -in "$key" -pubout -outform DER | openssl dgst -sha256 -r | cut -c -64)
-    echo "_25._tcp.mx.example.org. 3600 IN TLSA 3 1 1 $digest"
-done > {folder}/zone.tmp
+echo "  (new TLSA records for the name server)"
+if [ -e {folder}/broken ]; then exit 0; fi
+{python} -IS {folder}/letsencrypt-tiny -c "$CONFIG" tlsa --ttl 1 > {folder}/zone.tmp
 mv {folder}/zone.tmp {folder}/zone
-echo "  (the name server has new TLSA records)"
 """
+
+
+class NameServer(socketserver.BaseRequestHandler):
+    """Answers for the zone file that the key hook writes, with authority (RFC 1035)."""
+    zone = None  # its path
+
+    def handle(self):
+        query, sock = self.request
+        end, name = 12, ""
+        while query[end]:
+            name += query[end + 1:end + 1 + query[end]].decode().lower() + "."
+            end += 1 + query[end]
+        answers = []
+        if query[end + 1:end + 3] == bytes((0, 52)) and os.path.exists(self.zone):
+            with open(self.zone) as file:
+                records = [line.split() for line in file]
+            for owner, ttl, _, _, *kind, digest in records:
+                if owner == name:
+                    data = bytes(map(int, kind)) + bytes.fromhex(digest)
+                    answers.append(bytes((0xc0, 12, 0, 52, 0, 1)) + int(ttl).to_bytes(4, "big")
+                                   + len(data).to_bytes(2, "big") + data)
+        sock.sendto(query[:2] + bytes((0x84, 0, 0, 1, 0, len(answers), 0, 0, 0, 0))
+                    + query[12:end + 5] + b"".join(answers), self.client_address)
 
 
 def colour(code, text):
@@ -73,7 +98,7 @@ class Demo:
 
     def write(self, name, text, mode=0o644):
         with open(self.path(name), "w") as file:
-            file.write(text.format(folder=self.folder))
+            file.write(text.format(folder=self.folder, python=sys.executable))
         os.chmod(self.path(name), mode)
 
     # -- what is there
@@ -197,27 +222,28 @@ def play(demo):
     demo.run("-k cron")
     demo.changes()
 
-    demo.title("the key grows old; DNS is out of order", "300 days pass (the age of a key is its "
-               "file's time). A new key is made and gets its certificate, but publishing it fails. "
-               "Services keep the old key, and the staging time does not begin.")
+    demo.title("the key grows old; the DNS hook lies", "300 days pass (the age of a key is its "
+               "file's time). A new key is made and gets its certificate. But the hook that "
+               "should publish it says that it did, and did not. The program looks for itself: "
+               "services keep the old key, and the staging time does not begin.")
     then = time.time() - 300 * 86400
     os.utime(demo.path("keys", "live.key"), (then, then))
-    demo.write("dns-is-down", "")
-    demo.run("-k cron", status=1)
+    demo.write("broken", "")
+    demo.run("-k cron")
     demo.changes()
 
-    demo.title("the next run publishes the staged key", "The name server is well again. What is "
-               "owed is done, nothing else is done twice.")
-    os.unlink(demo.path("dns-is-down"))
+    demo.title("the next run publishes the staged key", "The hook is repaired. What is owed is "
+               "done, nothing else is done twice, and the staging time begins.")
+    os.unlink(demo.path("broken"))
     demo.run("-k cron")
     published = time.time()
+    demo.run("tlsa --check")
     demo.changes()
 
     demo.title("cron: the staged key waits", "Caches may hold the old records, so services keep "
                "the old key: for 24 hours or so on a server, for %d seconds here." %
                STAGING_SECONDS)
     demo.run("-k cron")
-    demo.run("status")
     demo.changes()
 
     demo.title("the staged key goes live", "Services get it first; the old record goes last.")
@@ -244,9 +270,13 @@ def main():
                            stdout=file, check=True)
         demo.write("cert-hook", CERT_HOOK, 0o755)
         demo.write("key-hook", KEY_HOOK, 0o755)
-        with Web(demo.path("challenges")) as web, FakeCA(http_port=web.port) as ca:
+        NameServer.zone = demo.path("zone")
+        with Web(demo.path("challenges")) as web, FakeCA(http_port=web.port) as ca, \
+                socketserver.UDPServer(("127.0.0.1", 0), NameServer) as dns:
+            threading.Thread(target=dns.serve_forever, daemon=True).start()
             demo.write("line.conf", CONFIG.format(
                 folder=folder, hours="%.6f" % (STAGING_SECONDS / 3600),
+                name_server="127.0.0.1@%d" % dns.server_address[1],
                 directory_url=ca.directory_url, bundle=ca.bundle))
             play(demo)
     fine = demo.timeline()

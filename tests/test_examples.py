@@ -1,4 +1,5 @@
 """The examples do what they say: hooks, sample config, demo; and the README knows all options."""
+import ast
 import glob
 import os
 import re
@@ -333,6 +334,17 @@ class Readme(unittest.TestCase):
             line.split("|")[1] for line in table.splitlines()[2:]))
         self.assertEqual(sorted(names), sorted(program_options()))
 
+    def test_messages_that_it_quotes_are_the_program_s(self):
+        source = "\n".join(node.value for node in ast.walk(ast.parse(read("letsencrypt_tiny.py")))
+                           if isinstance(node, ast.Constant) and isinstance(node.value, str))
+        # 3 1 1 and 'staging' are what the placeholders of one message stand for.
+        table = self.TEXT.split("| what goes wrong in practice |")[1].split("\n\n")[0]
+        quotes = re.findall('"(.+?)"', table)
+        self.assertGreater(len(quotes), 8)
+        for quote in quotes:
+            quote = quote.replace("3 1 1", "%d %d %d").replace("'staging'", "'%s'")
+            self.assertIn(quote, source)
+
     def test_files_that_it_names_are_there(self):
         for path in re.findall(r"\]\(([^)#]+)\)", self.TEXT):
             if "://" not in path:
@@ -352,7 +364,8 @@ class Demo(unittest.TestCase):
         self.assertEqual((done.returncode, done.stderr), (0, ""), done.stdout)
         for fact in ("$ letsencrypt-tiny -c line.conf -k init", "(nothing printed, exit status 0)",
                      "Obtaining certificate 'live' for mx.example.org, www.example.org, "
-                     "imap.example.org", "Obtaining certificate 'staging'", "post-keychange",
+                     "imap.example.org", "Obtaining certificate 'staging'",
+                     "no 3 1 1 record for 'staging'", "DNS holds what it must",
                      "At every step the key in use was in DNS."):
             self.assertIn(fact, done.stdout)
         self.assertRegex(done.stdout, r"(?m)^  6 the next run publishes .* A +B +A B +A$")
