@@ -33,9 +33,9 @@ from collections import namedtuple
 
 sys.path.append(os.path.dirname(os.path.realpath(__file__)))  # python3 -I leaves it out
 try:
-    from acme_tiny import (EXTENSION_REQUEST, SUBJECT_ALT_NAME, AccountKey, AcmeError, Client,
-                           HttpFiles, ToolError, key_kind, openssl, parse_certificate, pem,
-                           printable, public_key, tlv, utc)
+    from acme_tiny import (DEFAULT_DIRECTORY_URL, EXTENSION_REQUEST, SUBJECT_ALT_NAME, AccountKey,
+                           AcmeError, Client, HttpFiles, ToolError, key_kind, openssl,
+                           parse_certificate, pem, printable, public_key, tlv, utc)
 except ImportError:
     sys.exit("letsencrypt-tiny: copy acme_tiny.py beside this file, or use the single file")
 
@@ -105,9 +105,8 @@ def host_name(name):
         import unicodedata
         from encodings import idna
         prepared = idna.nameprep(name)
-        kinds = {unicodedata.category(c) for c in prepared if c not in "-."}
-        if set(name) & set("\u00df\u03c2\u200c\u200d") or kinds - {"Ll", "Lo", "Lm", "Mn", "Mc",
-                                                                  "Nd"}:
+        if set(name) & set("\u00df\u03c2\u200c\u200d") or not all(unicodedata.category(
+                c) in "Ll Lo Lm Mn Mc Nd" for c in prepared if c not in "-."):
             raise ValueError("%s: write its A-label (xn--...)" % name)
         name = ".".join(idna.ToASCII(label).decode() for label in prepared.split("."))
     name = name.lower()
@@ -132,25 +131,21 @@ def path(text):
     return re.sub("/+", "/", text).rstrip("/") or "/"
 
 
-def mail_urls(text):
-    """Mail addresses as mailto URLs (list of str). Raises ValueError."""
-    words = words_like(r"(mailto:)?[^@?#\s]+@[^@?#\s]+")(text.replace(",", " "))
-    return [word if word.startswith("mailto:") else "mailto:" + word for word in words]
-
-
-def words_like(pattern):
-    """A reader of text into words (list of str) that all match a regular expression."""
+def matching(pattern, many=False):
+    """A reader of one word (str), or of many (list of str), that match a regular expression."""
     def read(text):
-        for word in text.split():
-            if not re.match("(%s)\\Z" % pattern, word):
-                raise ValueError(word)
-        return text.split()
+        words = text.split()
+        if not words or not many and len(words) > 1 or not all(
+                re.match("(%s)\\Z" % pattern, word) for word in words):
+            raise ValueError(text)
+        return words if many else words[0]
     return read
 
 
-def word_like(pattern):
-    """A reader of one word (str) that matches a regular expression."""
-    return lambda text: words_like(pattern)(text.replace(" ", "\0"))[0]
+def mail_urls(text):
+    """Mail addresses as mailto URLs (list of str). Raises ValueError."""
+    words = matching(r"(mailto:)?[^@?#]+@[^@?#]+", True)(text.replace(",", " "))
+    return [word if word.startswith("mailto:") else "mailto:" + word for word in words]
 
 
 def number(low, high, kind=float):
@@ -162,38 +157,37 @@ def number(low, high, kind=float):
     return read
 
 
-SERVER = r"[0-9A-Fa-f.:]+(@[0-9]{1,5})?"
-PREFIX = r"[^./][^/]*"
+SERVER, PREFIX = r"[0-9A-Fa-f.:]+(@[0-9]{1,5})?", r"[^./][^/]*"
+PATH = "an absolute path"
 OPTIONS = (  # key, default (... if it is required), what is expected, reader
     ("domains", ..., "1 to 100 host names", host_names),
-    ("key-type", None, "rsa, ec-p256 or ec-p384", word_like("rsa|ec-p256|ec-p384")),
+    ("key-type", None, "rsa, ec-p256 or ec-p384", matching("rsa|ec-p256|ec-p384")),
     ("key-length", None, "bits of an RSA key, 2048 to 4096", number(2048, 4096, int)),
     ("max-key-age-days", ..., "days, above 0", number(1e-9, 36500)),
     ("staging-hours", 0.0, "hours, 0 or more", number(0, 87600)),
     ("renew-cert-before-expiry-days", None, "days, above 0", number(1e-9, 36500)),
-    ("post-certchange", None, "the absolute path of a program", path),
-    ("post-keychange", None, "the absolute path of a program", path),
-    ("hook-timeout", 600.0, "seconds, above 0", number(0.1, DAY)),
-    ("account-key", ..., "an absolute path", path),
-    ("challenge-dir", ..., "an absolute path", path),
-    ("certs", ..., "an absolute path", path),
-    ("keys", ..., "an absolute path", path),
-    ("backups", ..., "an absolute path", path),
-    ("live", "live", "a file name prefix", word_like(PREFIX)),
-    ("staging", "staging", "a file name prefix", word_like(PREFIX)),
-    ("directory-url", "https://acme-v02.api.letsencrypt.org/directory", "an https URL",
-     word_like("https://[!-~]+")),
-    ("ca-bundle", None, "an absolute path", path),
+    ("post-certchange", None, PATH + " of a program", path),
+    ("post-keychange", None, PATH + " of a program", path),
+    ("hook-timeout", 600.0, "seconds, 0.1 to 86400", number(0.1, DAY)),
+    ("account-key", ..., PATH, path),
+    ("challenge-dir", ..., PATH, path),
+    ("certs", ..., PATH, path),
+    ("keys", ..., PATH, path),
+    ("backups", ..., PATH, path),
+    ("live", "live", "a file name prefix", matching(PREFIX)),
+    ("staging", "staging", "a file name prefix", matching(PREFIX)),
+    ("directory-url", DEFAULT_DIRECTORY_URL, "an https URL", matching("https://[!-~]+")),
+    ("ca-bundle", None, PATH, path),
     ("contact", None, "mail addresses", mail_urls),
-    ("proxy", None, "a URL such as http://proxy.example.org:3128", word_like("https?://[!-~]+")),
-    ("self-check", "warn", "no, warn or require", word_like("no|warn|require")),
-    ("standby", "no", "yes or no", word_like("yes|no")),
+    ("proxy", None, "a URL such as http://proxy.example.org:3128", matching("https?://[!-~]+")),
+    ("self-check", "warn", "no, warn or require", matching("no|warn|require")),
+    ("standby", "no", "yes or no", matching("yes|no")),
     ("tlsa", None, "names such as _25._tcp.mx.example.org",
-     words_like(r"_[0-9]+\._(tcp|udp|sctp)\.[A-Za-z0-9._-]+")),
-    ("dns-resolver", None, "an address, or address@port", word_like(SERVER)),
-    ("dns-servers", None, "addresses, or address@port", words_like(SERVER)),
+     matching(r"_[0-9]+\._(tcp|udp|sctp)\.[A-Za-z0-9._-]+", True)),
+    ("dns-resolver", None, "an address, or address@port", matching(SERVER)),
+    ("dns-servers", None, "addresses, or address@port", matching(SERVER, True)),
     ("served", None, "host:port, or host:port/smtp and the like",
-     words_like(r"\S+:[0-9]{1,5}(/[a-z0-9]+)?")),
+     matching(r"\S+:[0-9]{1,5}(/[a-z0-9]+)?", True)),
 )
 Config = namedtuple("Config", [row[0].replace("-", "_") for row in OPTIONS] + ["file"])
 
@@ -224,36 +218,33 @@ def read_ini(text):
 def read_config(file):
     """The Config in a file (path). Raises Problem: status 2 for a wrong text, else OSError."""
     try:
-        with open(file, encoding="utf-8-sig") as stream:
-            found = read_ini(stream.read())
+        found = read_ini((read_file(file, True)).decode("utf-8").lstrip("\ufeff"))
     except UnicodeError:
         raise Problem("it is no UTF-8 text", 2)
-    known = [row[0] for row in OPTIONS]
-    for key in found:
-        if key not in known:
-            import difflib
-            near = difflib.get_close_matches(key, known, 1, 0.5)
-            raise Problem("unknown key %s%s" % (
-                printable(key), "; did you mean %s?" % near[0] if near else ""), 2)
-    values = {}
+    values, known = {}, [row[0] for row in OPTIONS]
+    for key in set(found) - set(known):
+        import difflib
+        near = difflib.get_close_matches(key, known, 1, 0.5)
+        raise Problem("unknown key %s%s" % (
+            printable(key), "; did you mean %s?" % near[0] if near else ""), 2)
     for key, default, expected, read in OPTIONS:
         try:
-            values[key.replace("-", "_")] = read(found[key].strip()) if key in found else default
-        except (ValueError, OverflowError, IndexError) as error:
+            value = values[key.replace("-", "_")] = read(found[key]) if key in found else default
+        except (ValueError, OverflowError) as error:
             raise Problem("%s: expected %s: %s" % (key, expected, printable(error)), 2)
-        if values[key.replace("-", "_")] is ...:
+        if value is ...:
             raise Problem("%s is missing: expected %s" % (key, expected), 2)
+    values["key_type"] = values["key_type"] or ("rsa" if values["key_length"] else "ec-p256")
     config = Config(file=file, **values)
-    kind = config.key_type or ("rsa" if config.key_length else "ec-p256")
-    if config.key_length and kind != "rsa":
-        raise Problem("key-length is for RSA keys: leave it out with %s" % kind, 2)
-    keys = place(config, "live", "key"), place(config, "staging", "key"), config.account_key
-    if len(set(keys)) < 3:
+    keys = {place(config, "live", "key"), place(config, "staging", "key"), config.account_key}
+    if config.key_length and config.key_type != "rsa":
+        raise Problem("key-length is for RSA keys: leave it out with %s" % config.key_type, 2)
+    if len(keys) < 3:
         raise Problem("live, staging and account-key must be different files", 2)
     if config.tlsa and not config.staging_hours:
         raise Problem("staging-hours must be above 0 with tlsa: a new key that goes live at once "
                       "fits no TLSA record that caches hold", 2)
-    return config._replace(key_type=kind)
+    return config
 
 
 def place(config, which, ext):
@@ -268,13 +259,13 @@ def check_owner(file):
     parts = file.split("/")
     for count in range(1, len(parts) + 1) if not os.geteuid() else ():
         part = "/".join(parts[:count]) or "/"
-        info = os.lstat(part)
-        if stat.S_ISLNK(info.st_mode):
-            check_owner(os.path.join(os.path.realpath(os.path.dirname(part)), os.readlink(part)))
-        elif info.st_mode & 0o022 and not (stat.S_ISDIR(info.st_mode)
-                                           and info.st_mode & stat.S_ISVTX) or info.st_uid:
+        mode, owner = os.lstat(part).st_mode, os.lstat(part).st_uid
+        sticky = stat.S_ISDIR(mode) and mode & stat.S_ISVTX
+        if owner or mode & 0o022 and not (sticky or stat.S_ISLNK(mode)):
             raise Problem("%s must belong to root and be writable for nobody else, as root runs "
                           "this: chown root, chmod go-w" % part)
+        if stat.S_ISLNK(mode):
+            check_owner(os.path.join(os.path.realpath(os.path.dirname(part)), os.readlink(part)))
 
 
 # ---- Facts --------------------------------------------------------------------------------------
@@ -301,12 +292,14 @@ def sha256(data):
     return hashlib.sha256(data).hexdigest()
 
 
-def read_file(file):
-    """The bytes of a file, None if there is none. Raises OSError."""
+def read_file(file, must=False):
+    """The bytes of a file, None if there is none, unless there must be one. Raises OSError."""
     try:
         with open(file, "rb") as stream:
             return stream.read()
     except FileNotFoundError:
+        if must:
+            raise
         return None
 
 
@@ -349,13 +342,11 @@ def read_state(config, now):
     except (OSError, ValueError, TypeError, RecursionError):
         found = {}
     state = {name: found[name] for name in STATE if like(found.get(name), STATE[name])}
-    retry = state.get("retry")
-    for name, value, ahead in (
-            ("published", state.get("published"), 0), ("seen", state.get("seen"), 0),
-            ("told", state.get("told"), 0), ("retry", retry and retry["after"],
-                                             RETRY_AFTER_SECONDS if retry and retry["server"]
-                                             else DAY)):
-        if value is not None and not 0 <= value <= now + ahead:
+    server = state.get("retry", {}).get("server")
+    latest = {"published": 0, "seen": 0, "told": 0, "retry": RETRY_AFTER_SECONDS if server else DAY}
+    for name in set(latest) & set(state):
+        value = state[name]["after"] if name == "retry" else state[name]
+        if not 0 <= value <= now + latest[name]:
             del state[name]
     if not all(re.match(r"/.*/[A-Za-z0-9_-]+\Z", file) for file in state.get("challenges", ())):
         del state["challenges"]
@@ -1127,24 +1118,16 @@ def compare_clocks(run):
 
 def run_hook(config, facts, name):
     """Run a hook, and note that it is done if it exits 0. Raises Problem otherwise."""
-    import resource, subprocess
+    import subprocess
     program = getattr(config, name.replace("-", "_"))
     env = {k: v for k, v in os.environ.items() if not k.startswith("STAGING_")}
     env.update(HOOK=name, CONFIG=config.file, DOMAINS=" ".join(config.domains))
     env.update({"%s_%s" % (which.upper(), ext.upper()): place(config, which, ext)
                 for which in (["live", "staging"] if staged_pair(facts) else ["live"])
                 for ext in ("crt", "key")})
-    none, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))  # prepare() wants no core of ours
-    try:
-        hook = subprocess.Popen([program], stdin=subprocess.DEVNULL, env=env,
-                                start_new_session=True, stdout=subprocess.DEVNULL
-                                if 1 in deaf else None,
-                                stderr=subprocess.DEVNULL if 2 in deaf else None)
-    except OSError as error:
-        raise Problem("cannot run %s (%s): %s" % (name, program, error.strerror))
-    finally:
-        resource.setrlimit(resource.RLIMIT_CORE, (none, hard))
+    quiet = {name: subprocess.DEVNULL for fd, name in ((1, "stdout"), (2, "stderr")) if fd in deaf}
+    hook = subprocess.Popen([program], stdin=subprocess.DEVNULL, env=env, start_new_session=True,
+                            **quiet)
     try:
         status = "exit status %d" % hook.wait(config.hook_timeout)
     except subprocess.TimeoutExpired:
