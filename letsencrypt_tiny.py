@@ -104,11 +104,12 @@ def host_name(name):
     if not name.isascii():
         import unicodedata
         from encodings import idna
-        prepared = idna.nameprep(name)
-        if set(name) & set("\u00df\u03c2\u200c\u200d") or not all(unicodedata.category(
-                c) in "Ll Lo Lm Mn Mc Nd" for c in prepared if c not in "-."):
+        labels = [idna.nameprep(label) for label in name.split(".")]
+        if set(name.lower()) & set("\u00df\u03c2\u200c\u200d") or not all(
+                unicodedata.category(c) in "Ll Lo Lm Mn Mc Nd" for c in "".join(labels)
+                if c != "-"):
             raise ValueError("%s: write its A-label (xn--...)" % name)
-        name = ".".join(idna.ToASCII(label).decode() for label in prepared.split("."))
+        name = ".".join(idna.ToASCII(label).decode() for label in labels)
     name = name.lower()
     if not re.match(r"(?=.{1,253}\Z)((?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!\Z)|\Z))+\Z", name) or (
             name.rpartition(".")[2].isdigit()):
@@ -135,8 +136,9 @@ def matching(pattern, many=False):
     """A reader of one word (str), or of many (list of str), that match a regular expression."""
     def read(text):
         words = text.split()
-        if not words or not many and len(words) > 1 or not all(
-                re.match("(%s)\\Z" % pattern, word) for word in words):
+        found = [re.match("(%s)\\Z" % pattern, word) for word in words]
+        if not all(found) or not words or not many and len(words) > 1 or any(
+                int(match.groupdict().get("port") or 1) not in range(1, 65536) for match in found):
             raise ValueError(text)
         return words if many else words[0]
     return read
@@ -148,6 +150,15 @@ def mail_urls(text):
     return [word if word.startswith("mailto:") else "mailto:" + word for word in words]
 
 
+def servers(text):
+    """DNS servers as address or address@port (list of str). Raises ValueError, OSError."""
+    import socket
+    for word in matching(r"[0-9A-Fa-f.:]+(@(?P<port>[0-9]{1,5}))?", True)(text):
+        address = word.partition("@")[0]
+        socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+    return text.split()
+
+
 def number(low, high, kind=float):
     """A reader of a number of a kind (type) from low to high."""
     def read(text):
@@ -157,8 +168,7 @@ def number(low, high, kind=float):
     return read
 
 
-SERVER, PREFIX = r"[0-9A-Fa-f.:]+(@[0-9]{1,5})?", r"[^./][^/]*"
-PATH = "an absolute path"
+PATH, PREFIX = "an absolute path", matching(r"[^./][^/]*")
 OPTIONS = (  # key, default (... if it is required), what is expected, reader
     ("domains", ..., "1 to 100 host names", host_names),
     ("key-type", None, "rsa, ec-p256 or ec-p384", matching("rsa|ec-p256|ec-p384")),
@@ -168,14 +178,14 @@ OPTIONS = (  # key, default (... if it is required), what is expected, reader
     ("renew-cert-before-expiry-days", None, "days, above 0", number(1e-9, 36500)),
     ("post-certchange", None, PATH + " of a program", path),
     ("post-keychange", None, PATH + " of a program", path),
-    ("hook-timeout", 600.0, "seconds, 0.1 to 86400", number(0.1, DAY)),
+    ("hook-timeout", 600.0, "seconds, above 0", number(1e-9, DAY)),
     ("account-key", ..., PATH, path),
     ("challenge-dir", ..., PATH, path),
     ("certs", ..., PATH, path),
     ("keys", ..., PATH, path),
     ("backups", ..., PATH, path),
-    ("live", "live", "a file name prefix", matching(PREFIX)),
-    ("staging", "staging", "a file name prefix", matching(PREFIX)),
+    ("live", "live", "a file name prefix", PREFIX),
+    ("staging", "staging", "a file name prefix", PREFIX),
     ("directory-url", DEFAULT_DIRECTORY_URL, "an https URL", matching("https://[!-~]+")),
     ("ca-bundle", None, PATH, path),
     ("contact", None, "mail addresses", mail_urls),
@@ -184,10 +194,11 @@ OPTIONS = (  # key, default (... if it is required), what is expected, reader
     ("standby", "no", "yes or no", matching("yes|no")),
     ("tlsa", None, "names such as _25._tcp.mx.example.org",
      matching(r"_[0-9]+\._(tcp|udp|sctp)\.[A-Za-z0-9._-]+", True)),
-    ("dns-resolver", None, "an address, or address@port", matching(SERVER)),
-    ("dns-servers", None, "addresses, or address@port", matching(SERVER, True)),
+    ("dns-resolver", None, "an address, or address@port",
+     lambda text: servers(matching(".*")(text))[0]),
+    ("dns-servers", None, "addresses, or address@port", servers),
     ("served", None, "host:port, or host:port/smtp and the like",
-     matching(r"\S+:[0-9]{1,5}(/[a-z0-9]+)?", True)),
+     matching(r"\S+:(?P<port>[0-9]{1,5})(/[a-z0-9]+)?", True)),
 )
 Config = namedtuple("Config", [row[0].replace("-", "_") for row in OPTIONS] + ["file"])
 
@@ -230,7 +241,7 @@ def read_config(file):
     for key, default, expected, read in OPTIONS:
         try:
             value = values[key.replace("-", "_")] = read(found[key]) if key in found else default
-        except (ValueError, OverflowError) as error:
+        except (ValueError, OverflowError, OSError) as error:
             raise Problem("%s: expected %s: %s" % (key, expected, printable(error)), 2)
         if value is ...:
             raise Problem("%s is missing: expected %s" % (key, expected), 2)
