@@ -511,12 +511,14 @@ def unstage_step(config, facts, now):
         return Step("look", "dns", "Looking at DNS")
     if config.tlsa and facts.dns:
         again = config.post_keychange and facts.hooks and "post-keychange" not in facts.asked
-        return Step("hook" if again else "wait", "post-keychange", "Running post-keychange again",
-                    "'%s' waits: %s" % (name, facts.dns[0]), now)
+        why = "'%s' waits: %s" % (name, "; ".join(facts.dns))
+        return (Step("hook", "post-keychange", "Running post-keychange again", why) if again
+                else Step("wait", "dns", "", why, now))
     hours = max(config.staging_hours, 2 * facts.state.get("ttl", 0) / HOUR if config.tlsa else 0)
     due = (facts.state.get("seen", now) if config.tlsa else since or 0) + hours * HOUR
-    return Step("unstage" if now >= due else "wait", "", "Making '%s' live" % name,
-                "the staging time ends" if now < due else "the staging time is over", due)
+    if now < due:
+        return Step("wait", "dns" if config.tlsa else "", "", "'%s' goes live" % name, due)
+    return Step("unstage", "", "Making '%s' live" % name, "the staging time is over", due)
 
 
 def blocked_until(config, facts, now):
@@ -896,9 +898,10 @@ def look_at_dns(config, facts):
 
     for name in config.tlsa:
         try:
-            answer = dns_resolve(config, tlsa_base(config, name), TLSA)
-            owner = dns_follow(answer, tlsa_base(config, name), TLSA)[0]
-            compare("the resolver", tlsa_base(config, name), answer)
+            base = tlsa_base(config, name)
+            answer = dns_resolve(config, base, TLSA)
+            owner = dns_follow(answer, base, TLSA)[0]
+            compare("the resolver", base, answer)
             for addresses in dns_servers(config, owner):
                 answers = []
                 for address in addresses:
@@ -1172,7 +1175,7 @@ def conclude(run, facts, step, now):
         run.status = 1
         complain(config.file, "%s; the old key stays in DNS, the next run goes on" % "; ".join(
             run.served))
-    if config.tlsa and staged_pair(facts):
+    if unstage_step(config, facts, now).what == "dns":
         tell_waiting(run, facts, now)
     if run.force == "new-key" and facts.staging_key:
         say("'%s' is staged already: %s" % (config.staging, step.why))
@@ -1246,7 +1249,7 @@ def act(config, command, hooks, force):
 
 def show(config, hooks, force):
     """Tell what cron or renew would do first, and why. Returns the exit status."""
-    step = decide(config, Run(config, hooks, force, 0).facts(), time.time())
+    step = decide(config, Run(config, hooks, force, 0).facts()._replace(served=[]), time.time())
     say("%s: %s" % (step.text, step.why) if step.verb != "wait" else
         "Nothing; next: %s, %s" % (step.why, utc(step.when)))
     return 0
@@ -1254,7 +1257,7 @@ def show(config, hooks, force):
 
 def status(config):
     """Tell what is there and what comes next. Returns 1 if something is overdue or failed."""
-    facts, now = Run(config, True, "", 0).facts(), time.time()
+    facts, now = Run(config, True, "", 0).facts()._replace(dns=[], served=[]), time.time()
     step, retry = decide(config, facts, now), facts.state.get("retry")
     lines, crt = ["%s: %s" % (config.file, " ".join(config.domains))], facts.live_crt
     for name, key, some in ((config.live, facts.live_key, crt),
@@ -1265,8 +1268,10 @@ def status(config):
             lines.append("'%s' certificate: %s" % (name, "until %s (%d days), for %s" % (
                 utc(some.not_after), (some.not_after - now) // DAY, " ".join(some.names))
                 if some and some.spki == key.spki else "none for this key"))
-    if facts.staging_key and "published" in facts.state:
-        lines.append("'%s' is published since %s" % (config.staging, utc(facts.state["published"])))
+    for word in ("published", "seen") if facts.staging_key else ():
+        if word in facts.state:
+            lines.append("'%s' is %s since %s" % (config.staging, word + " in DNS" * (
+                word == "seen"), utc(facts.state[word])))
     owed = hooks_owed(config, facts) if crt else []
     if owed:
         lines.append("hooks owed: %s" % ", ".join(owed))
@@ -1335,8 +1340,11 @@ def stop(number, _):
 def prepare():
     """Make whatever cron, ssh and broken shells leave us in safe to work in."""
     import resource
-    while os.open(os.devnull, os.O_RDWR) < 3:  # no file of ours may become descriptor 0, 1 or 2
-        pass
+    fd = 0
+    while fd < 3:  # no file of ours may become descriptor 0, 1 or 2
+        fd = os.open(os.devnull, os.O_RDWR)
+        os.set_inheritable(fd, fd < 3)
+    os.close(fd)
     os.environ.setdefault("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     for number in SIGNALS:
