@@ -30,7 +30,7 @@ import unittest
 import urllib.request
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PROGRAM = os.environ.get('LETSENCRYPT_TINY', os.path.join(ROOT, 'letsencrypt_tiny.py'))
+PROGRAM = os.environ.get('LETSENCRYPT_TINY') or os.path.join(ROOT, 'letsencrypt_tiny.py')
 ACME_TINY = os.path.join(ROOT, 'acme_tiny.py')
 DAY = 86400
 
@@ -312,7 +312,7 @@ class Life:
         for kind, option in (('RSA', 'rsa_keygen_bits:2048'), ('EC', 'ec_paramgen_curve:P-256'),
                              ('EC', 'ec_paramgen_curve:P-384')):
             with self.subTest(option):
-                line = self.line()
+                line = self.line(self.names(1))
                 made = openssl('genpkey', '-algorithm', kind, '-pkeyopt', option)
                 key = write(line.keys['account-key'], made, 0o600)
                 before = read(key)
