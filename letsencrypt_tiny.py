@@ -31,8 +31,8 @@ exit status: 0 done or nothing to do, 1 something due could not be done, 2 wrong
 import fcntl, getopt, hashlib, json, os, re, signal, stat, sys, time
 from collections import namedtuple
 
-sys.path.append(os.path.dirname(os.path.realpath(__file__)))  # python3 -I leaves it out
 try:
+    sys.path.append(os.path.dirname(os.path.realpath(__file__)))  # python3 -I leaves it out
     from acme_tiny import (DEFAULT_DIRECTORY_URL, EXTENSION_REQUEST, SUBJECT_ALT_NAME, AccountKey,
                            AcmeError, Client, HttpFiles, ToolError, key_kind, openssl,
                            parse_certificate, pem, printable, public_key, tlv, utc)
@@ -514,8 +514,10 @@ def unstage_step(config, facts, now):
         why = "'%s' waits: %s" % (name, "; ".join(facts.dns))
         return (Step("hook", "post-keychange", "Running post-keychange again", why) if again
                 else Step("wait", "dns", "", why, now))
-    hours = max(config.staging_hours, 2 * facts.state.get("ttl", 0) / HOUR if config.tlsa else 0)
-    due = (facts.state.get("seen", now) if config.tlsa else since or 0) + hours * HOUR
+    pause = config.staging_hours * HOUR
+    due = since + pause if pause and not config.tlsa else 0
+    if config.tlsa:
+        due = facts.state.get("seen", now) + max(pause, 2 * facts.state.get("ttl", 0))
     if now < due:
         return Step("wait", "dns" if config.tlsa else "", "", "'%s' goes live" % name, due)
     return Step("unstage", "", "Making '%s' live" % name, "the staging time is over", due)
@@ -1293,8 +1295,8 @@ def tlsa(config, form, ttl):
     facts = Run(config).facts()
     if not config.tlsa:
         raise Problem("tlsa is not set: it names the records, such as _25._tcp.mx.example.org", 2)
-    records = [(name.rstrip(".") + ".", key) for name in config.tlsa for key in keys_of(facts)
-               if key]
+    names = [name.rstrip(".") + "." for name in config.tlsa]
+    records = [(name, ttl, key) for name in names for key in keys_of(facts) if key]
     if form == "--check":
         problems, found, stale = look_at_dns(config, facts)
         problems += ["%s fits no key of this line" % record for record in stale]
@@ -1303,15 +1305,14 @@ def tlsa(config, form, ttl):
                             "staging-hours" % found)
         say("\n".join(problems) or "DNS holds what it must")
         return 1 if problems else 0
+    lines = ["%s %d IN TLSA 3 1 1 %s" % record for record in records]
+    if form == "--nsupdate":
+        lines = ["update delete %s TLSA" % name for name in names] + [
+            "update add %s %d TLSA 3 1 1 %s" % record for record in records] + ["send"]
     if form == "--json":
-        say(json.dumps([{"name": name, "ttl": ttl, "usage": 3, "selector": 1, "matching_type": 1,
-                         "data": key} for name, key in records], indent=1))
-    elif form == "--nsupdate":
-        say("\n".join(["update delete %s TLSA" % name.rstrip(".") + "." for name in config.tlsa] + [
-            "update add %s %d TLSA 3 1 1 %s" % (name, ttl, key) for name, key in records]
-            + ["send"]))
-    else:
-        say("\n".join("%s %d IN TLSA 3 1 1 %s" % (name, ttl, key) for name, key in records))
+        lines = [json.dumps([{"name": name, "ttl": ttl, "usage": 3, "selector": 1,
+                              "matching_type": 1, "data": key} for name, _, key in records])]
+    say("\n".join(lines))
     return 0
 
 
