@@ -117,7 +117,8 @@ WRONG = {
 
 # Names on which IDNA 2003 and 2008 differ, or that 2008 does not know.
 UNCLEAR = ['stra\u00dfe.example', 'stra\u1e9ee.example',
-           '\u03b2\u03cc\u03bb\u03bf\u03c2.example', '\u0646\u0627\u0645\u0647\u200c\u0627\u06cc.example',
+           '\u03b2\u03cc\u03bb\u03bf\u03c2.example',
+           '\u0646\u0627\u0645\u0647\u200c\u0627\u06cc.example',
            '\u0dc1\u0dca\u200d\u0dbb\u0dd3.example', '\u2603.example', 'i\u2764.example',
            '\U0001f4a9.example', 'a\u2260b.example']
 CLEAR = {'b\u00fccher.example': 'xn--bcher-kva.example',
