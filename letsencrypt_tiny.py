@@ -654,11 +654,11 @@ def make_folder(folder, mode):
 
 def make_key(file, kind, bits=None, like=None, replace=True):
     """Write a new private key (PKCS#8 PEM), 0600 from the first byte. Raises OSError."""
-    option = "rsa_keygen_bits:%d" % (bits or 3072) if kind == "rsa" else (
+    size = "rsa_keygen_bits:%d" % (bits or 3072) if kind == "rsa" else (
         "ec_paramgen_curve:P-" + kind[4:])
-    text = openssl("genpkey", "-algorithm", kind[:2].upper() if kind != "rsa" else "RSA",
-                   "-pkeyopt", option)
-    write_file(file, text, like=like, replace=replace)
+    algorithm = "RSA" if kind == "rsa" else "EC"
+    write_file(file, openssl("genpkey", "-algorithm", algorithm, "-pkeyopt", size), like=like,
+               replace=replace)
 
 
 def lock(file, flags=fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -689,10 +689,10 @@ def clean_up(config):
     """Remove what a killed run left: temporary and challenge files; tighten keys of 2017."""
     left = read_state(config, time.time()).get("challenges", [])
     keys = [place(config, "live", "key"), place(config, "staging", "key"), config.account_key]
-    crts = [place(config, *name) for name in (("live", "crt"), ("staging", "crt"),
-                                              ("live", "state"))]
+    crts = [place(config, "live", "crt"), place(config, "staging", "crt")]
+    temps = [file + ".tmp" for file in keys + crts + [place(config, "live", "state")]]
     fd = lock(os.path.dirname(config.account_key), fcntl.LOCK_EX)
-    for file in left + [backup_temp(config)] + [name + ".tmp" for name in keys + crts]:
+    for file in left + [backup_temp(config)] + temps:
         try:
             os.unlink(file)
         except FileNotFoundError:
@@ -825,21 +825,32 @@ def dns_follow(answer, name, kind):
     return owner, max([ttl] + [seconds for seconds, _ in found]), [data for _, data in found]
 
 
-def dns_servers(config, owner):
-    """[[address, ...]] for each of the zone's own servers. Raises ValueError, OSError."""
-    import ipaddress
-    if config.dns_servers:
-        return [[server] for server in config.dns_servers]
-    soa = dns_resolve(config, owner, SOA)
-    zone = [record[0] for record in soa.records + soa.authority if record[1] == SOA]
-    servers = []
-    for name in dns_follow(dns_resolve(config, zone[0], NS), zone[0], NS)[2] if zone else ():
-        found = [data for kind in (A, AAAA) for data in dns_follow(
-            dns_ask(dns_resolver(config), name, kind), name, kind)[2]]
-        servers.append([str(ipaddress.ip_address(data)) for data in found] or [name])
+def dns_own(config, owner):
+    """[(address, owner, Answer)]: what each of the zone's own servers has for TLSA records of the
+    owner. Raises ValueError, OSError."""
+    import socket
+    servers = [[server] for server in config.dns_servers or ()]
     if not servers:
-        raise ValueError("%s: its zone's own servers are not to be found: set dns-servers" % owner)
-    return servers
+        soa = dns_resolve(config, owner, SOA)
+        zone = [record[0] for record in soa.records + soa.authority if record[1] == SOA][0]
+        for name in dns_follow(dns_resolve(config, zone, NS), zone, NS)[2]:
+            servers.append([socket.inet_ntop(family, data) for kind, family in (
+                (A, socket.AF_INET), (AAAA, socket.AF_INET6)) for data in dns_follow(
+                    dns_ask(dns_resolver(config), name, kind), name, kind)[2]])
+    found = []
+    for addresses in servers:
+        error, before = ValueError("a server of its zone has no address"), len(found)
+        for address in addresses:
+            try:
+                found.append((address, owner, dns_ask(address, owner, TLSA, False)))
+            except OSError as failure:  # no route, as to IPv6 from a machine without
+                error = failure
+        if len(found) == before:
+            raise error
+    lame = [address for address, _, answer in found if not answer.authoritative]
+    if lame or not found:
+        raise ValueError("%s is no server of its zone" % " ".join(lame or ["there"]))
+    return found
 
 
 def tlsa_base(config, name):
@@ -890,35 +901,22 @@ def look_at_dns(config, facts):
         except ValueError as error:
             return ["%s: %s" % (file, error)], 0, []
 
-    def compare(server, owner, answer):
-        nonlocal ttl
-        _, seconds, found = dns_follow(answer, owner, TLSA)
-        missing, other = tlsa_compare(found, chains)
-        ttl = max(ttl, seconds)
-        problems.extend("%s: %s says %s" % (owner, server, text) for text in missing)
-        stale.extend("%s: %s" % (owner, " ".join(map(str, [*r[:3], r[3:].hex()]))) for r in other)
-
     for name in config.tlsa:
         try:
             base = tlsa_base(config, name)
             answer = dns_resolve(config, base, TLSA)
-            owner = dns_follow(answer, base, TLSA)[0]
-            compare("the resolver", base, answer)
-            for addresses in dns_servers(config, owner):
-                answers = []
-                for address in addresses:
-                    try:
-                        answers.append((address, dns_ask(address, owner, TLSA, False)))
-                    except OSError as error:  # no route, as to IPv6 from a machine without
-                        problem = "%s: %s cannot be reached: %s" % (owner, address, reason(error))
-                problems.extend([] if answers else [problem])
-                for address, answer in answers:
-                    if answer.authoritative:
-                        compare(address, owner, answer)
-                    else:
-                        problems.append("%s: %s is no server of its zone" % (owner, address))
+            answers = [("the resolver", base, answer)]
+            answers += dns_own(config, dns_follow(answer, base, TLSA)[0])
         except (OSError, ValueError, IndexError) as error:
             problems.append("%s: %s" % (name, reason(error)))
+            continue
+        for server, owner, answer in answers:
+            _, seconds, found = dns_follow(answer, owner, TLSA)
+            missing, other = tlsa_compare(found, chains)
+            ttl = max(ttl, seconds)
+            problems += ["%s: %s says %s" % (owner, server, text) for text in missing]
+            stale += ["%s: %d %d %d %s" % (owner, *record[:3], record[3:].hex())
+                      for record in other]
     return problems, ttl, sorted(set(stale))
 
 
@@ -1042,8 +1040,8 @@ def request(run, facts, which):
     config, old, file = run.config, facts.state.get("retry"), place(run.config, which, "crt")
     key, crt = (facts.live_key, facts.live_crt) if which == "live" else facts[2:4]
     run.asked = run.asked | {key.spki}
-    # Before the order, so that a program that dies at it does not order for ever
     count = old["count"] + 1 if old and old["names"] == config.domains else 1
+    # Written before the order, so that a program that dies at it does not order for ever
     retry = {"count": count, "names": config.domains, "directory": config.directory_url,
              "server": False, "error": "the run was cut off",
              "after": time.time() + RETRY_SECONDS[min(count - 1, 4)]}
@@ -1167,10 +1165,10 @@ def conclude(run, facts, step, now):
     config, retry = run.config, facts.state.get("retry")
     if step.what == "request" and not run.failed:
         run.status = 1
-        complain(config.file, "%s; %s" % (step.why, "the last request failed (%s), the next is "
-                                          "made from %s" % (retry["error"], utc(step.when))
-                                          if retry else "it was obtained just now: is the clock "
-                                          "right, is the CA?"))
+        told = ("the last request failed (%s), the next is made from %s" % (
+            retry["error"], utc(step.when)) if retry else "it was obtained just now: is the clock "
+            "right, is the CA?")
+        complain(config.file, "%s; %s" % (step.why, told))
     if decide(config, facts._replace(skew=0), now).verb != "wait":
         run.status = 1  # held back because the clock is wrong, which was said
     if run.served:
