@@ -357,9 +357,10 @@ def read_state(config, now):
     latest = {"published": 0, "seen": 0, "told": 0, "retry": RETRY_AFTER_SECONDS if server else DAY}
     for name in set(latest) & set(state):
         value = state[name]["after"] if name == "retry" else state[name]
-        if not 0 <= value <= now + latest[name]:
+        if not 0 <= value <= now + latest[name] or name == "retry" and state[name]["count"] < 1:
             del state[name]
-    if not all(re.match(r"/.*/[A-Za-z0-9_-]+\Z", file) for file in state.get("challenges", ())):
+    if not all(re.match(r"/.*/[A-Za-z0-9_-]+\Z", file) and file.isprintable()
+               for file in state.get("challenges", ())):
         del state["challenges"]
     return state
 
