@@ -19,7 +19,6 @@ nothing is left when the program ends, however it ends.
 import argparse
 import concurrent.futures
 import contextlib
-import functools
 import os
 import random
 import shutil
@@ -30,6 +29,7 @@ import tempfile
 import threading
 import time
 import traceback
+from types import SimpleNamespace
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PACKAGES = ('bind9 bind9-dnsutils bind9-utils curl iproute2 knot ldnsutils nginx-light nsd openssl'
@@ -39,18 +39,34 @@ PYTHON = '/usr/bin/python3'     # the one that Debian's python3-dnspython is for
 PARALLEL = 5
 DAY = 86400
 
-# Outside, this file needs nothing but Python; the parts are there only after --install.
+# Before --install, this file needs nothing but Python.
 try:
     from dane.servers import CACHES, TTL, Lab, LabError, Zone, digests, run, wait_for
     from dane.services import Nginx, Postfix, Probes
     from fake_ca import FakeCA
     from support import PROGRAM, Line, spki
 except ImportError:
-    Nginx = Postfix = TTL = None
+    if 'DANE_LAB' in os.environ:
+        raise
+    Nginx = Postfix = None
 
 
 class Failed(Exception):
     """A scenario did not go as it must."""
+
+
+# What fault() orders; before that, cache B is filled with what is about to change.
+FAULTY_HOOK = '''#!/bin/sh
+{refill}
+case "$(cat {fault} 2> /dev/null)" in
+silent) exit 0 ;;
+loud) echo "broken on purpose" >&2; exit 1 ;;
+late) (sleep 5; {action}) > /dev/null 2>&1 & exit 0 ;;
+partial) export ONLY={zone.tlsa} ;;
+stuck) {knotc} zone-begin {zone.name}; sleep 1000 ;;
+esac
+{action}
+'''
 
 
 # ---- the course of a scenario -------------------------------------------------------------------
@@ -65,7 +81,10 @@ class Course:
 
     def __init__(self, lab, spec, zone):
         self.lab, self.spec, self.zone, self.rollovers, self.events = lab, spec, zone, 0, []
-        self.interval, self.random, self.next = 0.7, random.Random(spec['name']), 0
+        self.interval, self.random, self.next = 0.7, random.Random(spec.name), 0
+        self.options = {key: value.format(zone) if isinstance(value, str) else value
+                        for key, value in spec.options.items()}
+        self.names = (self.options.get('tlsa') or zone.tlsa).split()
         self.probes = self.live = None
 
     def note(self, text):
@@ -78,13 +97,13 @@ class Course:
     def __enter__(self):
         with contextlib.ExitStack() as stack:
             self.ca = stack.enter_context(FakeCA())
-            options = dict(
-                domains=self.zone.host, tlsa=self.zone.tlsa, dns_resolver=CACHES['C'],
-                served='%s:%d%s' % (self.zone.host, self.zone.port,
-                                    '/smtp' if self.spec['service'] is Postfix else ''),
-                staging_hours=TTL / 3600, hook_timeout=20)
-            self.line = stack.enter_context(Line(self.ca, **dict(options, **self.spec['options'])))
-            service = self.spec['service'](self.lab, self.zone, self.line)
+            protocol = '/smtp' if self.spec.service is Postfix else ''
+            options = {
+                'domains': self.zone.host, 'tlsa': self.zone.tlsa, 'dns_resolver': CACHES['C'],
+                'served': '%s:%d%s' % (self.zone.host, self.zone.port, protocol),
+                'staging_hours': TTL / 3600, 'hook_timeout': 20}
+            self.line = stack.enter_context(Line(self.ca, **dict(options, **self.options)))
+            service = self.spec.service(self.lab, self.zone, self.line)
             self.write_hooks(service)
             self.program('init', hooks=False, check=0)
             self.live = self.key_file()
@@ -94,9 +113,8 @@ class Course:
             stack.callback(service.stop)
             service.start()
             self.settle()
-            for cache in 'A', 'B':
-                self.in_dns([CACHES[cache]], self.line.key())
-            self.probes = Probes(self.lab, service)
+            self.in_dns([CACHES['A'], CACHES['B']])
+            self.probes = Probes(self.lab, service, self.names)
             stack.callback(self.probes.stop)
             self.probes.start()
             self.leave = stack.pop_all()
@@ -106,14 +124,17 @@ class Course:
         self.leave.close()
 
     def write_hooks(self, service):
-        """Hooks that obey fault(), and before that fill cache B with what they are to change."""
-        for kind, action in (('cert', service.reload), ('key', self.lab.key_hook(self.zone))):
-            fault = self.line.path('fault-' + kind)
-            text = ('#!/bin/sh\nset -u\n%scase "$(cat %s 2> /dev/null)" in\n'
-                    'silent) exit 0 ;;\n'
-                    'loud) echo "broken on purpose" >&2; exit 1 ;;\n'
-                    'late) (sleep 5; %s) > /dev/null 2>&1 & exit 0 ;;\n'
-                    'esac\n%s\n' % (self.lab.refill('B', self.zone), fault, action, action))
+        """Hooks that obey fault()."""
+        hook, config = self.lab.key_hook(self.zone), self.line.config
+        if self.spec.hook_tlsa:
+            self.line.set(tlsa=self.spec.hook_tlsa.format(self.zone))
+            config = self.line.path('hook.conf')
+            shutil.copy(self.line.config, config)
+            self.line.set(tlsa=self.options.get('tlsa', self.zone.tlsa))
+        for kind, action in ('cert', service.reload), ('key', 'CONFIG=%s %s' % (config, hook)):
+            text = FAULTY_HOOK.format(
+                refill=self.lab.refill('B', self.zone), fault=self.line.path('fault-' + kind),
+                action=action, knotc=self.lab.file('bin', 'knotc'), zone=self.zone)
             path = self.line.path('post-%schange' % kind)
             with open(path, 'w') as file:
                 file.write(text)
@@ -122,7 +143,8 @@ class Course:
 
     def fault(self, kind, how=None):
         """From now on the 'cert' or 'key' hook does nothing and exits 0 ('silent') or 1 ('loud'),
-        exits 0 and works later ('late'), or works (None)."""
+        exits 0 and works later ('late'), publishes only one name's records ('partial'), never ends
+        in the midst of it ('stuck'), or works (None)."""
         self.note('%s hook: %s' % (kind, how or 'works'))
         with open(self.line.path('fault-' + kind), 'w') as file:
             file.write(how or '')
@@ -143,9 +165,9 @@ class Course:
     def start(self, *args, hooks=True, now=None):
         """Start the program under test, or the old logic; return its Popen."""
         env = {'PATH': self.lab.path}
-        if not self.spec['program']:
+        if not self.spec.program:
             return self.line.start(*args, hooks=hooks, env=env, now=now)
-        command = [PYTHON, os.path.join(HERE, 'dane', self.spec['program']), '-c',
+        command = [PYTHON, os.path.join(HERE, 'dane', self.spec.program), '-c',
                    self.line.config] + ['-k'] * hooks + list(args)
         return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, encoding='utf-8',
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -165,7 +187,7 @@ class Course:
             out, err = process.communicate(timeout=120)
         except subprocess.TimeoutExpired:
             self.kill(process)
-            raise Failed('%s did not end within 120 seconds' % ' '.join(args))
+            raise Failed('%s did not end within 120 seconds' % ' '.join(args)) from None
         status, said = process.returncode, (out + err).strip()
         self.note('%s: %d%s' % (' '.join(args), status, '\n    ' + '\n    '.join(
             said.splitlines()) if said else ''))
@@ -194,7 +216,7 @@ class Course:
         time.sleep(max(0, self.next - time.monotonic()))
         self.next = time.monotonic() + self.interval
         status, said = self.program('cron', **options)
-        if self.spec['strict']:
+        if self.spec.strict:
             self.expect(status == 0, 'cron: exit status %d: %s' % (status, said))
         return status, said
 
@@ -203,7 +225,7 @@ class Course:
         live, end = self.live, time.monotonic() + seconds
         while time.monotonic() < end:
             self.cron(**options)
-        self.expect(self.live == live or self.spec['fails'], 'the staged key went live')
+        self.expect(self.live == live or self.spec.fails, 'the staged key went live')
 
     def until(self, condition, seconds, what):
         """cron -k until condition() is true."""
@@ -218,13 +240,21 @@ class Course:
         self.expect(self.staged(), 'no key was staged')
         self.cron_for(seconds)
 
+    def swap(self):
+        """Run cron until the live key changes."""
+        count = self.rollovers
+        self.until(lambda: self.rollovers > count, 25, 'a rollover')
+
     def settle(self, seconds=45):
-        """cron -k until nothing is staged and nothing is said, and the zone is as it must be."""
+        """cron -k until nothing is staged (but a standby key) and nothing is said, and the zone is
+        as it must be."""
         start, deadline = time.monotonic(), time.monotonic() + seconds
-        while self.cron() != (0, '') or self.staged():
-            self.expect(time.monotonic() < deadline, 'it does not settle in %d seconds' % seconds)
-        if not self.spec['fails']:
-            self.in_dns(self.zone.servers, self.line.key())
+        while self.cron() != (0, '') or self.staged() != ('standby' in self.options):
+            if time.monotonic() > deadline:
+                self.program('tlsa', '--check', hooks=False)
+                raise Failed('it does not settle in %d seconds' % seconds)
+        if not self.spec.fails:
+            self.in_dns(self.zone.servers)
         self.note('settled in %.1f s' % (time.monotonic() - start))
 
     def roll(self):
@@ -234,17 +264,18 @@ class Course:
         self.settle()
         self.expect(self.rollovers == count + 1, '%d rollovers' % (self.rollovers - count))
 
-    def in_dns(self, servers, key):
-        """LabError unless these servers soon hold a record for just this key file."""
-        expected = {spki(key)}
+    def in_dns(self, servers):
+        """LabError unless these servers soon hold records for just the keys that are there."""
+        expected = {spki(self.line.key(name)) for name in ('live', 'staging')[:1 + self.staged()]}
         for server in servers:
-            wait_for(lambda server=server: digests(server, self.zone.tlsa) == expected, 5,
-                     'records of %s at %s' % (self.zone.name, server))
+            wait_for(lambda server=server: all(
+                digests(server, name) == expected for name in self.names), 5,
+                'records of %s at %s' % (self.zone.name, server))
 
     def published(self):
         """Run cron until both keys are in the zone."""
         self.expect(self.staged(), 'nothing is staged')
-        self.until(lambda: all(len(digests(server, self.zone.tlsa)) == 2
+        self.until(lambda: all(len(digests(server, name)) == 2 for name in self.names
                                for server in self.zone.servers), 15, 'both keys in the zone')
 
 
@@ -252,7 +283,7 @@ SCENARIOS = {}
 
 
 def scenario(kind, service=Nginx, quick=False, strict=False, insecure=False, fails=False,
-             program=None, **options):
+             program=None, alias=False, hook_tlsa=None, **options):
     """Decorator of a scenario, a function of a Course.
 
     kind        of its zone, see KINDS
@@ -261,13 +292,16 @@ def scenario(kind, service=Nginx, quick=False, strict=False, insecure=False, fai
     insecure    do clients have to defer for a while, as there is no secure answer
     fails       must it show failed probes, to prove that they can be seen
     program     a program in dane/ instead of the one under test
-    options     of the config
+    alias       as of a Zone
+    hook_tlsa   what the key hook finds in the config as `tlsa`, if that is not what cron finds
+    options     of the config, in which {0} is the Zone
     """
     def decorate(function):
         name = function.__name__.strip('_').replace('_', '-')
-        SCENARIOS[name] = dict(name=name, function=function, kind=kind, service=service,
-                               quick=quick, strict=strict, insecure=insecure, fails=fails,
-                               program=program, options=options)
+        SCENARIOS[name] = SimpleNamespace(
+            name=name, function=function, kind=kind, service=service, quick=quick, strict=strict,
+            insecure=insecure, fails=fails, program=program, alias=alias, hook_tlsa=hook_tlsa,
+            options=options)
         return function
     return decorate
 
@@ -313,8 +347,7 @@ def silent_key_hook(course):
     course.stage()
     course.published()
     course.fault('key', 'silent')
-    count = course.rollovers
-    course.until(lambda: course.rollovers > count, 20, 'a rollover')
+    course.swap()
     course.cron_for(3)
     course.fault('key')
     course.roll()
@@ -329,8 +362,7 @@ def loud_key_hook(course):
         course.fault('key')
         course.published()
         course.fault('key', 'loud')
-        count = course.rollovers
-        course.until(lambda: course.rollovers > count, 20, 'a rollover')
+        course.swap()
         course.cron_for(3)
         course.fault('key')
         course.settle()
@@ -342,8 +374,7 @@ def cert_hook(course):
     for how in 'loud', 'silent', 'late':
         course.fault('cert', how)
         course.stage()
-        count = course.rollovers
-        course.until(lambda: course.rollovers > count, 25, 'a rollover')
+        course.swap()
         course.cron_for(5)
         course.fault('cert')
         course.settle()
@@ -351,9 +382,12 @@ def cert_hook(course):
 
 @scenario('knot', max_key_age_days=5 / DAY)
 def killed(course):
-    """SIGKILL at random moments, for cron alone or for all that it started."""
+    """SIGKILL at random moments, for cron alone or for all that it started; a lost state file."""
     course.interval, end = 0.4, time.monotonic() + 50
     while time.monotonic() < end:
+        if course.random.random() < 0.05:
+            course.note('the state is lost')
+            os.remove(course.line.path('certs', 'live.state'))
         course.cron(kill_after=course.random.choice((0.1, 0.3, 0.6)) * course.random.random()
                     if course.random.random() < 0.6 else None)
     course.line.set(max_key_age_days=365)
@@ -393,6 +427,8 @@ def bogus(course):
         course.note('mended')
         os.remove(wrong)
         run(course.lab.key_hook(course.zone), env=course.environment())
+        for cache in CACHES:    # else unbound remembers for a minute that the keys were no good
+            run(*course.lab.control(cache, 'flush_bogus').split())
         course.settle()
 
 
@@ -417,11 +453,15 @@ def secondary_lags(course):
     for _ in range(2):
         run(knotc, 'zone-freeze', course.zone.name)
         course.stage(8)
+        # The worst moment: cache B has just asked the secondary again.
+        for _ in range(20):
+            run('sh', '-c', course.lab.refill('B', course.zone))
+            if len(digests(CACHES['B'], course.zone.tlsa)) == 1:
+                break
         run(knotc, 'zone-thaw', course.zone.name)
         course.published()
         run(knotc, 'zone-freeze', course.zone.name)
-        count = course.rollovers
-        course.until(lambda: course.rollovers > count, 20, 'a rollover')
+        course.swap()
         course.cron_for(3)
         run(knotc, 'zone-thaw', course.zone.name)
         course.settle()
@@ -429,41 +469,88 @@ def secondary_lags(course):
 
 @scenario('bind')
 def put_back(course):
-    """Another tool writes the old records again, while our resolver still has the new ones."""
-    for wait in 0, 2, 4:
-        old = digests(course.zone.servers[0], course.zone.tlsa)
+    """Another tool writes the old records again, while the program's resolver has the new ones:
+    early, and right before and after the new key may go live."""
+    server, name = course.zone.servers[0], course.zone.tlsa
+    for margin in None, 0.6, -0.1, 0.6, -0.1:
+        old = digests(server, name)
         course.stage()
         course.published()
-        if wait:
-            course.cron_for(wait - 1)
+        if margin:
+            course.until(lambda: 'seen' in course.line.state(), 10, 'both keys seen')
+            time.sleep(max(0, course.line.state()['seen'] + 2 * TTL - margin - time.time()))
         course.note('the old records are back')
+        run('sh', '-c', course.lab.refill('C', course.zone))
         run('nsupdate', '-v', '-k', course.lab.file('tsig.key'), input=''.join(
-            ['server %s\n' % course.zone.servers[0], 'update del %s. TLSA\n' % course.zone.tlsa]
-            + ['update add %s. %d TLSA 3 1 1 %s\n' % (course.zone.tlsa, TTL, digest)
-               for digest in old] + ['send\n']))
+            ['server %s\n' % server, 'update del %s. TLSA\n' % name]
+            + ['update add %s. %d TLSA 3 1 1 %s\n' % (name, TTL, digest) for digest in old]
+            + ['send\n']))
         course.settle()
-    course.expect(course.rollovers == 3, '%d rollovers' % course.rollovers)
+    course.expect(course.rollovers == 5, '%d rollovers' % course.rollovers)
 
 
-def two(course):
-    """Two rollovers, for one more of the key hooks."""
+@scenario('knot', hook_timeout=3)
+def stuck_key_hook(course):
+    """post-keychange hangs, in the midst of a transaction, until it is killed."""
+    course.fault('key', 'stuck')
+    course.stage(6)
+    course.fault('key')
+    course.settle()
     course.roll()
+
+
+@scenario('knot', tlsa='{0.tlsa} {0.second}')
+def two_names(course):
+    """Two names, the second of which is forgotten for a while."""
+    course.fault('key', 'partial')
+    course.stage(8)
+    course.fault('key')
+    course.settle()
     course.roll()
 
 
-@scenario('include')
+@scenario('knot', alias=True, hook_tlsa='{0.second}')
+def alias(course):
+    """The TLSA name is an alias (CNAME) of the name that the hook looks after."""
+    course.fault('key', 'silent')
+    course.stage(8)
+    course.fault('key')
+    course.settle()
+    course.roll()
+
+
+@scenario('knot', standby='yes')
+def standby(course):
+    """A standby key in DNS all the time: a swap at once, and renewals meanwhile."""
+    for _ in range(3):
+        course.cron_for(3 * TTL)
+        course.expect(course.program('renew')[0] == 0, 'no renewal')
+        course.cron_for(1)
+        count = course.rollovers
+        course.program('renew', '--new-key', '--now')
+        course.expect(course.rollovers == count + 1, 'the standby key is not live')
+        course.settle()
+
+
+@scenario('include', dns_resolver='127.0.0.3')
 def bind_include(course):
-    two(course)
+    """A zone file by hand, and the machine's own name server is all that there is to ask."""
+    course.roll()
+    course.roll()
 
 
 @scenario('nsd')
 def nsd_ldns(course):
-    two(course)
+    """A zone that the hook signs."""
+    course.roll()
+    course.roll()
 
 
 @scenario('powerdns')
 def powerdns(course):
-    two(course)
+    """A zone that is changed by HTTP."""
+    course.roll()
+    course.roll()
 
 
 # ---- scenarios that must fail -------------------------------------------------------------------
@@ -481,7 +568,7 @@ def logic_of_2017(course):
     course.settle()
 
 
-@scenario('bind', fails=True, tlsa=None, served=None)
+@scenario('bind', fails=True, hook_tlsa='{0.tlsa}', tlsa=None, served=None)
 def no_look_at_dns(course):
     """A hook that does nothing, and a config without `tlsa`."""
     course.fault('key', 'silent')
@@ -495,7 +582,7 @@ def no_look_at_services(course):
     """A service that keeps the old key, and a config without `served`."""
     course.fault('cert', 'silent')
     course.stage()
-    course.until(lambda: course.rollovers == 1, 25, 'a rollover')
+    course.swap()
     course.cron_for(5)
     course.fault('cert')
     course.settle()
@@ -503,12 +590,12 @@ def no_look_at_services(course):
 
 # ---- running them -------------------------------------------------------------------------------
 
-def perform(lab, spec, zone, report):
-    """Run a scenario and report it. Returns whether all is well."""
+def perform(lab, spec, zone, lock):
+    """Run a scenario and report it (under a lock). Returns whether all is well."""
     start, course, problem = time.monotonic(), Course(lab, spec, zone), None
     try:
         with course:
-            spec['function'](course)
+            spec.function(course)
             time.sleep(1)   # probes of the end
     except (Failed, LabError, AssertionError) as error:
         problem = str(error)
@@ -519,30 +606,25 @@ def perform(lab, spec, zone, report):
         (probes.ok + probes.late + len(probes.failed) + len(probes.deferred), probes.failed,
          probes.deferred, probes.late, probes.judged) if probes else (0, [], [], 0, 0))
     seconds = time.monotonic() - start
-    if spec['fails']:
-        problem = problem or None if failed else problem or 'no probe failed'
-    elif failed or deferred and not spec['insecure']:
-        problem = problem or 'failed probes'
-    elif spec['insecure'] and not deferred:
-        problem = problem or 'no answer was insecure'
-    elif not problem and (late > count / 50 or count < 5 * seconds or not judged):
-        problem = 'too few good probes: the machine is too slow'
-    report(spec['name'], course.rollovers, count, len(failed), len(deferred), late, judged, seconds,
-           problem)
-    if problem:
+    if not problem and spec.fails:
+        problem = None if failed else 'no probe failed'
+    elif not problem:
+        problem = ('failed probes' if failed or deferred and not spec.insecure else
+                   'no answer was insecure' if spec.insecure and not deferred else
+                   'too few good probes: the machine is too slow' if (
+                       late > count / 50 or count < 5 * seconds or not judged) else None)
+    with lock:
+        print('%-20s %9d %7d %7d %9d %5d %7d %6.0f s  %s' % (
+            spec.name, course.rollovers, count, len(failed), len(deferred), late, judged, seconds,
+            'FAILED: ' + problem if problem else 'ok'), flush=True)
+        if not problem:
+            return True
         lines = course.events + [(when, 'FAILED PROBE ' + text) for when, text in failed[:20]] + [
             (when, 'NO SECURE ANSWER ' + text) for when, text in deferred[:20]]
         for when, text in sorted(lines)[-150:]:
             print('    %s%s %s' % (time.strftime('%M:%S', time.gmtime(when)),
                                    ('%.2f' % (when % 1))[1:], text))
-    return not problem
-
-
-def report(lock, name, rollovers, count, failed, deferred, late, judged, seconds, problem):
-    with lock:
-        print('%-20s %9d %7d %7d %9d %5d %7d %6.0f s  %s' % (
-            name, rollovers, count, failed, deferred, late, judged, seconds,
-            'FAILED: ' + problem if problem else 'ok'), flush=True)
+        return False
 
 
 def perform_all(specs):
@@ -554,7 +636,7 @@ def perform_all(specs):
     folder = tempfile.tempdir = os.environ['DANE_LAB']
     run('mount', '-t', 'tmpfs', '-o', 'mode=755', 'dane-lab', folder)
     os.umask(0o022)
-    zones = [Zone(spec['name'] + '.example.org', spec['kind'], 4430 + number)
+    zones = [Zone(spec.name + '.example.org', spec.kind, 4430 + number, spec.alias)
              for number, spec in enumerate(specs)]
     for name, address in CACHES.items():
         with open(os.path.join(folder, 'resolv-%s.conf' % name), 'w') as file:
@@ -562,10 +644,11 @@ def perform_all(specs):
     run('mount', '--bind', os.path.join(folder, 'resolv-A.conf'), '/etc/resolv.conf')
     print('%-20s %9s %7s %7s %9s %5s %7s' % (
         'scenario', 'rollovers', 'probes', 'failed', 'deferred', 'late', 'judged'), flush=True)
-    tell = functools.partial(report, threading.Lock())
-    with Lab(folder, zones, PROGRAM) as lab, concurrent.futures.ThreadPoolExecutor(PARALLEL) as pool:
-        results = list(pool.map(lambda pair: perform(lab, *pair, tell), zip(specs, zones)))
-    print('%d passed, %d failed, 0 skipped' % (sum(results), len(results) - sum(results)))
+    pool, lock = concurrent.futures.ThreadPoolExecutor(PARALLEL), threading.Lock()
+    with Lab(folder, zones, PROGRAM) as lab, pool:
+        results = list(pool.map(lambda pair: perform(lab, *pair, lock), zip(specs, zones)))
+    print('%d passed, %d failed, 0 skipped' % (sum(results), len(results) - sum(results)),
+          flush=True)
     return all(results)
 
 
@@ -587,6 +670,20 @@ def install():
             os.remove(policy)
 
 
+def unshare():
+    """Run this program in namespaces of its own, which end with it. Returns its exit status."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # In /run, as all that leads to it belongs to root and may be entered by everyone.
+    folder = tempfile.mkdtemp(prefix='dane-', dir='/run')
+    try:
+        return subprocess.run(
+            ['setpriv', '--pdeathsig', 'KILL', 'unshare', '--net', '--mount', '--pid', '--fork',
+             '--kill-child', '--mount-proc', PYTHON, os.path.abspath(__file__)] + sys.argv[1:],
+            env=dict(os.environ, DANE_LAB=folder)).returncode
+    finally:
+        shutil.rmtree(folder)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--install', action='store_true')
@@ -596,25 +693,18 @@ def main():
     options = parser.parse_args()
     if options.install:
         return install()
-    if 'DANE_LAB' not in os.environ:
-        # In /run, as all that leads to it belongs to root and may be entered by everyone.
-        folder = tempfile.mkdtemp(prefix='dane-', dir='/run')
-        try:
-            return subprocess.run(
-                ['unshare', '--net', '--mount', '--pid', '--fork', '--kill-child', '--mount-proc',
-                 PYTHON, os.path.abspath(__file__)] + sys.argv[1:],
-                env=dict(os.environ, DANE_LAB=folder)).returncode
-        finally:
-            shutil.rmtree(folder)
     if options.list:
         for name, spec in SCENARIOS.items():
-            print('%-20s %s' % (name, spec['function'].__doc__ or two.__doc__))
+            print('%-20s %s' % (name, spec.function.__doc__))
         return 0
     for name in options.scenario:
         if name not in SCENARIOS:
             parser.error('no such scenario: ' + name)
-    return 0 if perform_all([spec for name, spec in SCENARIOS.items() if (
-        name in options.scenario if options.scenario else spec['quick'] or not options.quick)]) else 1
+    if 'DANE_LAB' not in os.environ:
+        return unshare()
+    wanted = options.scenario or [
+        name for name, spec in SCENARIOS.items() if spec.quick or not options.quick]
+    return 0 if perform_all([SCENARIOS[name] for name in wanted]) else 1
 
 
 if __name__ == '__main__':
