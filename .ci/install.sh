@@ -1,5 +1,5 @@
 #!/bin/bash
-# The real parts that CI tests against, into the folder $1: tools/ (ruff), peers/ (acme-tiny,
+# The real parts that CI tests against, into the folder $1: tools/ (ruff, idna), peers/ (acme-tiny,
 # certbot) and pebble/ (Pebble with its DNS server). Nothing of it is left on the machine but
 # packages of its own release.
 set -euo pipefail
@@ -8,9 +8,10 @@ work=$1
 apt-get -qq update
 # The newest archive keys of this release: they must know the newer suite below.
 DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends \
-    ca-certificates debian-archive-keyring git openssl python3 python3-venv
+    ca-certificates debian-archive-keyring git openssl python3 python3-venv \
+    shellcheck
 
-for venv in 'tools ruff==0.17.6' 'peers acme-tiny==5.0.3 certbot==5.8.0'; do
+for venv in 'tools ruff==0.17.6 idna' 'peers acme-tiny==5.0.3 certbot==5.8.0'; do
     read -r folder packages <<<"$venv"
     /usr/bin/python3 -m venv "$work/$folder"
     # shellcheck disable=SC2086  # several packages
@@ -19,6 +20,7 @@ done
 
 # Pebble from a newer suite of the mirror this machine uses, with lists and state of its own, so
 # that the machine's packages stay what they are. The program asks for an older libc than ours.
+# shellcheck disable=SC2016  # apt-get's variable, not the shell's
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' |
     head -n 1)
 keys=/usr/share/keyrings/debian-archive-keyring.gpg
@@ -37,4 +39,7 @@ deb=$(ls "$apt"/pebble_*.deb)
 version=$(dpkg-deb --field "$deb" Version)
 dpkg --compare-versions "$version" ge 2.10
 dpkg-deb --extract "$deb" "$work/pebble"
-echo "Pebble $version from $suite; $("$work/peers/bin/certbot" --version); acme-tiny 5.0.3"
+
+grep PRETTY_NAME /etc/os-release
+echo "$(nproc) processors; $(openssl version); $(/usr/bin/python3 --version)"
+echo "Pebble $version from $suite; acme-tiny 5.0.3; $("$work/peers/bin/certbot" --version)"
