@@ -474,7 +474,7 @@ class BackOff(Case):
             return 'order' in ca.kinds()
 
         self.assertTrue(cron())
-        for least, most in (40, 80), (580, 620), (5980, 6020), (DAY / 2, DAY), (DAY / 2, DAY):
+        for least, most in (40, 80), (580, 620), (5980, 6020), (DAY / 2, DAY):
             last = now
             now = last + least
             self.assertFalse(cron(), 'too early after %d' % least)
@@ -815,7 +815,8 @@ class Clocks(Case):
         for days, words in (1, '1.0 days behind'), (-2, '2.0 days ahead'):
             line = self.line()
             ca.clock_offset = days * DAY
-            with mock.patch.object(ca, 'backdate', 3600 + max(0, days) * DAY):
+            with mock.patch.multiple(ca, backdate=3600 + max(0, days) * DAY,
+                                     validity=100 * DAY):
                 done = line.run('renew', check=0)
             self.assert_one_line(line, done.stderr, words)
         for offset in 3000, -3000:      # less than an hour is not worth a word
@@ -823,15 +824,14 @@ class Clocks(Case):
             self.works(self.line())
 
     def test_no_key_is_made(self):
+        line = self.line(ca, staging_hours=1)
+        line.age('live', 400)
         for days in 1, -1:
-            line = self.line(ca, staging_hours=1)
-            line.age('live', 400)
             ca.clock_offset = days * DAY
             self.fails(line, 'cron', words='clock is 1.0 days')
-            self.fails(line, 'cron')
-            ca.clock_offset = 0
-            line.run('cron', check=0)
-            self.assertTrue(os.path.exists(line.key('staging')))
+        ca.clock_offset = 0
+        line.run('cron', check=0)
+        self.assertTrue(os.path.exists(line.key('staging')))
 
     def test_no_key_goes_live(self):
         line = self.line(ca, staging_hours=1)
