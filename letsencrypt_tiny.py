@@ -1176,8 +1176,8 @@ def conclude(run, facts, step, now):
         run.status = 1
         complain(config.file, "%s; the old key stays in DNS, the next run goes on" % "; ".join(
             run.served))
-    if unstage_step(config, facts, now).what == "dns":
-        tell_waiting(run, facts, now)
+    if config.tlsa:
+        tell_dns(run, facts, now)
     if run.force == "new-key" and facts.staging_key:
         say("'%s' is staged already: %s" % (config.staging, step.why))
     if not run.hooks and facts.live_crt and facts.live_crt.spki == facts.live_key.spki:
@@ -1189,16 +1189,18 @@ def conclude(run, facts, step, now):
     return run.status
 
 
-def tell_waiting(run, facts, now):
-    """Tell once a day what a staged key waits for to be seen in DNS."""
-    config, step = run.config, unstage_step(run.config, facts, now)
-    since, ttl = facts.state.get("published", now), facts.state.get("ttl", 0)
-    if "stage" in run.asked and 2 * ttl > config.staging_hours * HOUR:
-        say("staging-hours is less than twice the TTL of the TLSA records (%d s): '%s' waits "
-            "longer" % (ttl, config.staging))
-    if run.dns and now > since + max(HOUR, 2 * ttl):
+def tell_dns(run, facts, now):
+    """Tell a staging time that is too short, and once a day what a staged key waits for."""
+    config, step, pause = run.config, unstage_step(run.config, facts, now), 0
+    if run.force == "init" or "stage" in run.asked:
+        pause = 2 * max(look_at_dns(config, facts)[1], facts.state.get("ttl", 0))
+    if pause > config.staging_hours * HOUR:
+        say("staging-hours is less than twice the TTL of the TLSA records: a new key waits for %g "
+            "hours" % (pause / HOUR))
+    if run.dns and step.what == "dns" and now > facts.state.get("published", now) + max(
+            HOUR, 2 * facts.state.get("ttl", 0)):
         run.status = 1
-    if run.hooks and now >= facts.state.get("told", 0) + DAY - HOUR:
+    if run.hooks and step.what == "dns" and now >= facts.state.get("told", 0) + DAY - HOUR:
         say("%s, %s" % (step.why, "to be tried again" if run.dns else utc(step.when)))
         update_state(config, told=now)
 
