@@ -1144,6 +1144,17 @@ class Surroundings(Case):
         self.ca.clock_offset = 2 * DAY
         self.assertIn('live', line.run('cron', check=0, now=time.time() + 2 * DAY).stdout)
 
+    def test_clock_ahead_for_days(self):
+        """Else a certificate is ordered each day, until the CA gives no more for a week."""
+        line = self.settled()
+        line.run('renew', check=0)
+        for days in range(3):
+            self.ca.clock_offset = days * DAY
+            done = line.run('cron', now=time.time() + (days + 70) * DAY)
+            self.assertIn('clock', done.stderr)
+        self.assertLessEqual(len(self.orders()), 2)
+        self.good()
+
     def test_no_new_key_by_a_bad_clock(self):
         line = self.settled()
         line.age('live', 366)

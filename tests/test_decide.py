@@ -3,8 +3,8 @@ import json
 import tempfile
 import unittest
 
-from letsencrypt_tiny import (Config, Crt, Facts, Key, OPTIONS, decide, read_config, read_state,
-                              renewal_time)
+from letsencrypt_tiny import Crt, Facts, Key, decide, read_config, read_state, renewal_time
+from tests.simulation import plain_config as config
 
 HOUR, DAY = 3600, 86400
 NOW = 2000000000
@@ -12,16 +12,6 @@ CERTCHANGE, KEYCHANGE = 'post-certchange', 'post-keychange'
 BOTH = dict(post_certchange='/x/c', post_keychange='/x/k')
 DANE = dict(BOTH, tlsa=['_25._tcp.mx.example.org'], staging_hours=48.0)
 WAIT, CLOCK = ('wait', None), ('clock', None)
-
-
-def config(**options):
-    """The Config with these options, the others as if left out."""
-    values = {row[0].replace('-', '_'): None if row[1] is ... else row[1] for row in OPTIONS}
-    values.update(domains=['example.org'], key_type='ec-p256', max_key_age_days=365.0,
-                  account_key='/x/a', challenge_dir='/x/w', certs='/x/c', keys='/x/k',
-                  backups='/x/b')
-    values.update(options)
-    return Config(file='/x/conf', **values)
 
 
 def key(name, days=100, kind='ec-p256', bits=256):
@@ -121,8 +111,11 @@ ROWS = [
     ('requested in this run', WAIT, {}, dict(DUE, asked=frozenset('A'))),
     ('requested in this run, and hooks owed', ('hook', CERTCHANGE), BOTH,
      dict(DUE, asked=frozenset('A'))),
-    ('wrong clock does not stop a renewal', ('request', 'live'), {}, dict(DUE, skew=40 * DAY)),
-    ('unknown clock does not stop a renewal', ('request', 'live'), {}, dict(DUE, skew=None)),
+    ('slow clock does not stop a renewal', ('request', 'live'), {}, dict(DUE, skew=40 * DAY)),
+    ('no certificate, whatever the clock says', ('request', 'live'), {},
+     dict(live_crt=None, skew=None)),
+    ('another name, whatever the clock says', ('request', 'live'), dict(domains=['b.example']),
+     dict(skew=-40 * DAY)),
 
     # -- 2. after a failure
     ('to be tried later', WAIT, {}, dict(DUE, state=retry(5))),
@@ -239,6 +232,14 @@ ROWS = [
      dict(NEW, state={'published': NOW - 99 * HOUR})),
     ('no certificate, none may be requested', WAIT, dict(staging_hours=48),
      dict(NEW, state=dict({'published': NOW - 99 * HOUR}, **retry(5)))),
+    ('its certificate has expired, none may be requested', WAIT, dict(staging_hours=48),
+     dict(PAIR, staging_crt=crt('B', -1), state=dict({'published': NOW - 99 * HOUR}, **retry(5)))),
+    ('its certificate has other names, none may be requested', WAIT, dict(staging_hours=48),
+     dict(PAIR, staging_crt=crt('B', names=['b.example']),
+          state=dict({'published': NOW - 99 * HOUR}, **retry(5)))),
+    ('its certificate has expired, one was requested in vain', WAIT, dict(staging_hours=48),
+     dict(PAIR, staging_crt=crt('B', -1), asked=frozenset('B'),
+          state={'published': NOW - 99 * HOUR})),
 
     # -- staging-hours = 0: at once, then the hooks once
     ('at once', ('unstage', ''), {}, PAIR),
@@ -248,6 +249,8 @@ ROWS = [
     ('but with its certificate', ('request', 'staging'), BOTH, NEW),
     ('no certificate for it: the hooks of the live one', ('hook', CERTCHANGE), BOTH,
      dict(NEW, state=retry(5))),
+    ('its certificate has expired: the hooks of the live one', ('hook', CERTCHANGE), BOTH,
+     dict(PAIR, staging_crt=crt('B', -1), state=retry(5))),
 
     # -- the clock
     ('a new key: is the clock right?', CLOCK, {}, dict(OLD, skew=None)),
@@ -386,6 +389,28 @@ class Tempting(unittest.TestCase):
             found = self.step(options, live_key=key('B'), live_crt=crt('B'), served=served,
                               state=state('A', 'B', done='crt B', hours=60))
             self.assertNotEqual(found, ('hook', KEYCHANGE))
+
+    def test_services_are_looked_at_though_the_next_key_is_staged(self):
+        """The record of the key before is still there, and a service may still use that key."""
+        options = dict(DANE, served=['mx.example.org:25/smtp'])
+        staged = dict(live_key=key('B'), live_crt=crt('B'), staging_key=key('C', 0),
+                      staging_crt=crt('C', 88), state=state('A', 'B', done='crt B', ttl=60))
+        for served in None, ['cannot be reached']:
+            found = self.step(options, served=served, **staged)
+            self.assertNotEqual(found, ('hook', KEYCHANGE))
+
+    def test_nothing_new_by_a_clock_that_nobody_could_look_at(self):
+        """As long as no request is allowed, the CA cannot say what time it is."""
+        for server in True, False:
+            self.assertNotEqual(self.step({}, **dict(
+                OLD, skew=None, state=retry(5, server)))[0], 'stage')
+            self.assertNotEqual(self.step(dict(BOTH, staging_hours=48), **dict(
+                PAIR, skew=None, state=dict(state('A', 'B', hours=48), **retry(5, server))))[0],
+                'unstage')
+
+    def test_no_renewal_by_a_clock_that_is_ahead(self):
+        """It would be due again tomorrow, until the CA has had enough of it."""
+        self.assertNotEqual(self.step({}, **dict(DUE, skew=-40 * DAY))[0], 'request')
 
 
 class Words(unittest.TestCase):
