@@ -233,11 +233,12 @@ class Module(Case):
         self.assert_chain(chain, 'example.org')
 
     def test_main(self):
-        out = io.StringIO()
+        out, log = io.StringIO(), io.StringIO()
         with mock.patch.dict(os.environ, self.trust), mock.patch('sys.stdout', out), \
-                mock.patch('sys.stderr', io.StringIO()):
+                mock.patch.object(acme_tiny.LOGGER, 'handlers', [logging.StreamHandler(log)]):
             acme_tiny.main(self.words())
         self.assert_chain(out.getvalue(), 'example.org')
+        self.assertIn('Certificate signed!', log.getvalue())
 
     def test_logger(self):
         """It is there before main(), takes handlers, and keeps what its user did to it."""
