@@ -26,7 +26,7 @@ import time
 from types import SimpleNamespace
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from letsencrypt_tiny import (  # noqa: E402
+from letsencrypt_tiny import (
     OPTIONS, Config, Crt, Facts, Key, decide, hooks_owed, keys_of, request_due, staged_pair)
 
 MINUTE, HOUR, DAY = 60, 3600, 86400

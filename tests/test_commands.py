@@ -220,8 +220,8 @@ class Case(unittest.TestCase):
 
     def shell(self, script, *args, **options):
         """Run the program from a shell after `script`; a CompletedProcess."""
-        given = dict(env={'PATH': os.environ['PATH'], 'LANG': 'C'}, stdout=subprocess.PIPE,
-                     stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=60)
+        given = {'env': {'PATH': os.environ['PATH'], 'LANG': 'C'}, 'stdout': subprocess.PIPE,
+                     'stderr': subprocess.PIPE, 'stdin': subprocess.DEVNULL, 'timeout': 60}
         given.update(options)
         return subprocess.run(['sh', '-c', script + '\nexec "$@"', 'sh', *PROGRAM, '-c',
                                self.line.config, *args], **given)

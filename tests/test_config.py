@@ -23,8 +23,9 @@ for file in files:
         status = -1
     os.write(2, b"= %d\n" % status)
 '''
-BASE = dict(domains='example.org', max_key_age_days=365, account_key='/x/account.key',
-            challenge_dir='/x/challenges', certs='/x/certs', keys='/x/keys', backups='/x/backups')
+BASE = {'domains': 'example.org', 'max_key_age_days': 365, 'account_key': '/x/account.key',
+        'challenge_dir': '/x/challenges', 'certs': '/x/certs', 'keys': '/x/keys',
+        'backups': '/x/backups'}
 
 # The config of the article of 2017, paths apart; `%s` is the folder.
 OF_2017 = '''\

@@ -9,7 +9,14 @@ from tests.simulation import plain_config as config
 HOUR, DAY = 3600, 86400
 NOW = 2000000000
 CERTCHANGE, KEYCHANGE = 'post-certchange', 'post-keychange'
-BOTH = dict(post_certchange='/x/c', post_keychange='/x/k')
+
+
+def the(**values):
+    """A dict. (The table has many.)"""
+    return values
+
+
+BOTH = the(post_certchange='/x/c', post_keychange='/x/k')
 DANE = dict(BOTH, tlsa=['_25._tcp.mx.example.org'], staging_hours=48.0)
 WAIT, CLOCK = ('wait', None), ('clock', None)
 
@@ -26,10 +33,9 @@ def crt(name, left=60, life=90, names=('example.org',), mark=''):
 
 
 def facts(**given):
-    """Facts of a settled line with the key A, and what differs; `certified`, `published`, ...
-    are the state's."""
-    values = dict(live_key=key('A'), live_crt=crt('A'), staging_key=None, staging_crt=None,
-                  state={}, asked=frozenset(), force='', hooks=True, skew=0)
+    """Facts of a settled line with the key A, and what differs."""
+    values = the(live_key=key('A'), live_crt=crt('A'), staging_key=None, staging_crt=None,
+                 state={}, asked=frozenset(), force='', hooks=True, skew=0)
     values.update(given)
     return Facts(**values)
 
@@ -49,58 +55,58 @@ def retry(seconds, server=False, **others):
                           **others)}
 
 
-NEW = dict(staging_key=key('B', 0), staging_crt=None)
-PAIR = dict(staging_key=key('B', 3), staging_crt=crt('B', 88))
-OLD = dict(live_key=key('A', 400))
-DUE = dict(live_crt=crt('A', 20))
+NEW = the(staging_key=key('B', 0), staging_crt=None)
+PAIR = the(staging_key=key('B', 3), staging_crt=crt('B', 88))
+OLD = the(live_key=key('A', 400))
+DUE = the(live_crt=crt('A', 20))
 
 # what is there, (verb, what), options of the config, facts that differ
 ROWS = [
     # -- settled
     ('nothing due', WAIT, {}, {}),
-    ('hooks done', WAIT, BOTH, dict(state=state())),
-    ('names in another order', WAIT, dict(domains=['b.example', 'a.example']),
-     dict(live_crt=crt('A', names=['a.example', 'b.example']))),
+    ('hooks done', WAIT, BOTH, the(state=state())),
+    ('names in another order', WAIT, the(domains=['b.example', 'a.example']),
+     the(live_crt=crt('A', names=['a.example', 'b.example']))),
 
     # -- 1. what a crash, a power cut or a person left
-    ('staged key is the live one', ('drop', 'key'), {}, dict(staging_key=key('A'))),
+    ('staged key is the live one', ('drop', 'key'), {}, the(staging_key=key('A'))),
     ('the same, and it has a certificate', ('drop', 'key'), {},
-     dict(staging_key=key('A'), staging_crt=crt('A', mark='2'))),
+     the(staging_key=key('A'), staging_crt=crt('A', mark='2'))),
     ('the same, before all else', ('drop', 'key'), BOTH, dict(
         DUE, live_key=key('A', 400), staging_key=key('A'))),
     ('between two renames', ('rename', 'crt'), {},
-     dict(live_key=key('B'), live_crt=crt('A'), staging_crt=crt('B'))),
+     the(live_key=key('B'), live_crt=crt('A'), staging_crt=crt('B'))),
     ('between two renames, live.crt lost', ('rename', 'crt'), {},
-     dict(live_key=key('B'), live_crt=None, staging_crt=crt('B'))),
+     the(live_key=key('B'), live_crt=None, staging_crt=crt('B'))),
     ('between two renames, no request allowed', ('rename', 'crt'), {},
-     dict(live_key=key('B'), live_crt=crt('A'), staging_crt=crt('B'),
+     the(live_key=key('B'), live_crt=crt('A'), staging_crt=crt('B'),
           state=retry(DAY, True))),
     ('only the second rename', ('rename', 'key'), {},
-     dict(live_crt=crt('B'), staging_key=key('B'))),
+     the(live_crt=crt('B'), staging_key=key('B'))),
     ('only the second rename, and a certificate', ('rename', 'key'), {},
-     dict(live_crt=crt('B'), staging_key=key('B'), staging_crt=crt('B'))),
+     the(live_crt=crt('B'), staging_key=key('B'), staging_crt=crt('B'))),
     ('only the second rename, no request allowed', ('rename', 'key'), BOTH,
-     dict(live_crt=crt('B'), staging_key=key('B'), state=retry(DAY, True))),
-    ('staged certificate without key', ('drop', 'crt'), {}, dict(staging_crt=crt('B'))),
+     the(live_crt=crt('B'), staging_key=key('B'), state=retry(DAY, True))),
+    ('staged certificate without key', ('drop', 'crt'), {}, the(staging_crt=crt('B'))),
     ('a second one for the live key', ('drop', 'crt'), {},
-     dict(staging_crt=crt('A', mark='2'))),
-    ('staged garbage', ('drop', 'crt'), {}, dict(staging_crt=Crt((), 0, 0, '', 'x'))),
+     the(staging_crt=crt('A', mark='2'))),
+    ('staged garbage', ('drop', 'crt'), {}, the(staging_crt=Crt((), 0, 0, '', 'x'))),
     ('staged garbage, live garbage', ('drop', 'crt'), {},
-     dict(live_crt=Crt((), 0, 0, '', 'y'), staging_crt=Crt((), 0, 0, '', 'x'))),
+     the(live_crt=Crt((), 0, 0, '', 'y'), staging_crt=Crt((), 0, 0, '', 'x'))),
     ('staged garbage, renewal due', ('drop', 'crt'), {}, dict(
         DUE, staging_crt=Crt((), 0, 0, '', 'x'))),
 
     # -- 2. a certificate for the live key
-    ('no certificate', ('request', 'live'), BOTH, dict(live_crt=None)),
-    ('a certificate for another key', ('request', 'live'), BOTH, dict(live_crt=crt('X'))),
+    ('no certificate', ('request', 'live'), BOTH, the(live_crt=None)),
+    ('a certificate for another key', ('request', 'live'), BOTH, the(live_crt=crt('X'))),
     ('no certificate in live.crt', ('request', 'live'), BOTH,
-     dict(live_crt=Crt((), 0, 0, '', 'x'))),
-    ('a name added', ('request', 'live'), dict(domains=['example.org', 'b.example']), {}),
+     the(live_crt=Crt((), 0, 0, '', 'x'))),
+    ('a name added', ('request', 'live'), the(domains=['example.org', 'b.example']), {}),
     ('a name taken away', ('request', 'live'), {},
-     dict(live_crt=crt('A', names=['example.org', 'b.example']))),
-    ('renewal due', ('request', 'live'), {}, dict(live_crt=crt('A', 30))),
-    ('renewal due in a second', WAIT, {}, dict(live_crt=crt('A', 30 + 1 / DAY))),
-    ('expired', ('request', 'live'), {}, dict(live_crt=crt('A', -1))),
+     the(live_crt=crt('A', names=['example.org', 'b.example']))),
+    ('renewal due', ('request', 'live'), {}, the(live_crt=crt('A', 30))),
+    ('renewal due in a second', WAIT, {}, the(live_crt=crt('A', 30 + 1 / DAY))),
+    ('expired', ('request', 'live'), {}, the(live_crt=crt('A', -1))),
     ('renewal due, key too old', ('request', 'live'), {}, dict(DUE, **OLD)),
     ('renewal due, hooks owed', ('request', 'live'), BOTH, DUE),
     ('renewal due, a key staged', ('request', 'live'), dict(BOTH, staging_hours=48), dict(
@@ -113,9 +119,9 @@ ROWS = [
      dict(DUE, asked=frozenset('A'))),
     ('slow clock does not stop a renewal', ('request', 'live'), {}, dict(DUE, skew=40 * DAY)),
     ('no certificate, whatever the clock says', ('request', 'live'), {},
-     dict(live_crt=None, skew=None)),
-    ('another name, whatever the clock says', ('request', 'live'), dict(domains=['b.example']),
-     dict(skew=-40 * DAY)),
+     the(live_crt=None, skew=None)),
+    ('another name, whatever the clock says', ('request', 'live'), the(domains=['b.example']),
+     the(skew=-40 * DAY)),
 
     # -- 2. after a failure
     ('to be tried later', WAIT, {}, dict(DUE, state=retry(5))),
@@ -128,8 +134,8 @@ ROWS = [
      dict(DUE, state=retry(5, True, names=['b.example']))),
     ('the server said when, over', ('request', 'live'), {}, dict(DUE, state=retry(0, True))),
     ('no fitting certificate, no request, so no hooks', WAIT, BOTH,
-     dict(live_crt=crt('X'), state=retry(5))),
-    ('no certificate, no request, so no hooks', WAIT, BOTH, dict(live_crt=None, state=retry(5))),
+     the(live_crt=crt('X'), state=retry(5))),
+    ('no certificate, no request, so no hooks', WAIT, BOTH, the(live_crt=None, state=retry(5))),
     ('the other steps go on: hooks', ('hook', CERTCHANGE), BOTH, dict(DUE, state=retry(5))),
     ('the other steps go on: a new key', ('stage', ''), {}, dict(
         DUE, state=retry(5), **OLD)),
@@ -145,7 +151,7 @@ ROWS = [
     ('staged certificate has other names', ('request', 'staging'), {},
      dict(PAIR, staging_crt=crt('B', names=['b.example']))),
     ('staged certificate due', ('request', 'staging'), {}, dict(PAIR, staging_crt=crt('B', 10))),
-    ('staged certificate expired', ('request', 'staging'), dict(staging_hours=1),
+    ('staged certificate expired', ('request', 'staging'), the(staging_hours=1),
      dict(PAIR, staging_crt=crt('B', -1), state=state('A', 'B', hours=9))),
     ('staged request made in this run', ('hook', CERTCHANGE), BOTH,
      dict(NEW, asked=frozenset('B'))),
@@ -159,52 +165,52 @@ ROWS = [
 
     # -- 4. a new key
     ('key too old', ('stage', ''), {}, OLD),
-    ('key just too old', ('stage', ''), {}, dict(live_key=key('A', 365))),
-    ('key not yet too old', WAIT, {}, dict(live_key=key('A', 365 - 1 / DAY))),
-    ('fractions of a day', ('stage', ''), dict(max_key_age_days=.5), dict(live_key=key('A', .51))),
-    ('key from the future', WAIT, {}, dict(live_key=key('A', -1000))),
+    ('key just too old', ('stage', ''), {}, the(live_key=key('A', 365))),
+    ('key not yet too old', WAIT, {}, the(live_key=key('A', 365 - 1 / DAY))),
+    ('fractions of a day', ('stage', ''), the(max_key_age_days=.5), the(live_key=key('A', .51))),
+    ('key from the future', WAIT, {}, the(live_key=key('A', -1000))),
     ('key too old, hooks owed', ('stage', ''), BOTH, OLD),
-    ('key too old, one staged', WAIT, dict(staging_hours=48),
+    ('key too old, one staged', WAIT, the(staging_hours=48),
      dict(OLD, **dict(PAIR, state={'published': NOW}))),
     ('key too old, one staged in this run', WAIT, {}, dict(OLD, asked=frozenset(['stage']))),
-    ('another kind of key', ('stage', ''), dict(key_type='ec-p384'), {}),
-    ('RSA instead of P-256', ('stage', ''), dict(key_type='rsa'), {}),
-    ('P-256 instead of RSA', ('stage', ''), {}, dict(live_key=key('A', 1, 'rsa', 4096))),
-    ('another length', ('stage', ''), dict(key_type='rsa', key_length=4096),
-     dict(live_key=key('A', 1, 'rsa', 2048))),
-    ('a shorter length', ('stage', ''), dict(key_type='rsa', key_length=2048),
-     dict(live_key=key('A', 1, 'rsa', 4096))),
-    ('the right length', WAIT, dict(key_type='rsa', key_length=4096),
-     dict(live_key=key('A', 1, 'rsa', 4096))),
-    ('any RSA key from 2048 is kept', WAIT, dict(key_type='rsa'),
-     dict(live_key=key('A', 1, 'rsa', 2048))),
-    ('or longer', WAIT, dict(key_type='rsa'), dict(live_key=key('A', 1, 'rsa', 4096))),
-    ('but not a shorter one', ('stage', ''), dict(key_type='rsa'),
-     dict(live_key=key('A', 1, 'rsa', 1024))),
-    ('a kind that no CA takes', ('stage', ''), {}, dict(live_key=key('A', 1, 'another', 0))),
+    ('another kind of key', ('stage', ''), the(key_type='ec-p384'), {}),
+    ('RSA instead of P-256', ('stage', ''), the(key_type='rsa'), {}),
+    ('P-256 instead of RSA', ('stage', ''), {}, the(live_key=key('A', 1, 'rsa', 4096))),
+    ('another length', ('stage', ''), the(key_type='rsa', key_length=4096),
+     the(live_key=key('A', 1, 'rsa', 2048))),
+    ('a shorter length', ('stage', ''), the(key_type='rsa', key_length=2048),
+     the(live_key=key('A', 1, 'rsa', 4096))),
+    ('the right length', WAIT, the(key_type='rsa', key_length=4096),
+     the(live_key=key('A', 1, 'rsa', 4096))),
+    ('any RSA key from 2048 is kept', WAIT, the(key_type='rsa'),
+     the(live_key=key('A', 1, 'rsa', 2048))),
+    ('or longer', WAIT, the(key_type='rsa'), the(live_key=key('A', 1, 'rsa', 4096))),
+    ('but not a shorter one', ('stage', ''), the(key_type='rsa'),
+     the(live_key=key('A', 1, 'rsa', 1024))),
+    ('a kind that no CA takes', ('stage', ''), {}, the(live_key=key('A', 1, 'another', 0))),
 
     # -- 5. hooks
-    ('certificate changed', ('hook', CERTCHANGE), BOTH, dict(state=state(done='crt A0'))),
+    ('certificate changed', ('hook', CERTCHANGE), BOTH, the(state=state(done='crt A0'))),
     ('certificate changed, keys too', ('hook', CERTCHANGE), BOTH, {}),
-    ('only then the keys', ('hook', KEYCHANGE), BOTH, dict(state={'certchange': 'crt A'})),
-    ('another key in DNS', ('hook', KEYCHANGE), BOTH, dict(state=state('X', done='crt A'))),
-    ('a staged key still in DNS', ('hook', KEYCHANGE), BOTH, dict(state=state('A', 'X'))),
+    ('only then the keys', ('hook', KEYCHANGE), BOTH, the(state={'certchange': 'crt A'})),
+    ('another key in DNS', ('hook', KEYCHANGE), BOTH, the(state=state('X', done='crt A'))),
+    ('a staged key still in DNS', ('hook', KEYCHANGE), BOTH, the(state=state('A', 'X'))),
     ('a staged pair not yet in DNS', ('hook', KEYCHANGE), dict(BOTH, staging_hours=48),
      dict(PAIR, state=state())),
     ('a staged pair, but the certificate first', ('hook', CERTCHANGE),
      dict(BOTH, staging_hours=48), dict(PAIR, state=state(done='crt A0'))),
-    ('only the first hook is there', ('hook', CERTCHANGE), dict(post_certchange='/x/c'), {}),
-    ('only the first hook is there, done', WAIT, dict(post_certchange='/x/c'),
-     dict(state={'certchange': 'crt A'})),
-    ('only the second hook is there', ('hook', KEYCHANGE), dict(post_keychange='/x/k'), {}),
+    ('only the first hook is there', ('hook', CERTCHANGE), the(post_certchange='/x/c'), {}),
+    ('only the first hook is there, done', WAIT, the(post_certchange='/x/c'),
+     the(state={'certchange': 'crt A'})),
+    ('only the second hook is there', ('hook', KEYCHANGE), the(post_keychange='/x/k'), {}),
     ('a hook configured later is owed', ('hook', KEYCHANGE), BOTH,
-     dict(state={'certchange': 'crt A'})),
-    ('without -k', WAIT, BOTH, dict(hooks=False)),
+     the(state={'certchange': 'crt A'})),
+    ('without -k', WAIT, BOTH, the(hooks=False)),
     ('state lost while a key is staged', ('hook', CERTCHANGE), dict(BOTH, staging_hours=48), PAIR),
     ('start of the staging time lost', ('hook', KEYCHANGE), dict(BOTH, staging_hours=48),
      dict(PAIR, state=state('A', 'B'))),
     ('live again after going live', ('hook', CERTCHANGE), dict(BOTH, staging_hours=48),
-     dict(live_key=key('B', 3), live_crt=crt('B'), state=state('A', 'B', hours=49))),
+     the(live_key=key('B', 3), live_crt=crt('B'), state=state('A', 'B', hours=49))),
 
     # -- 6. going live
     ('published too short', WAIT, dict(BOTH, staging_hours=48),
@@ -223,21 +229,21 @@ ROWS = [
      dict(PAIR, hooks=False, state=state('A', 'X', hours=99))),
     ('published for another live key, without -k', WAIT, dict(BOTH, staging_hours=48),
      dict(PAIR, hooks=False, state=state('X', 'B', hours=99))),
-    ('no hook: the time is noted', ('publish', ''), dict(staging_hours=48), PAIR),
-    ('no hook: then it runs', WAIT, dict(staging_hours=48),
+    ('no hook: the time is noted', ('publish', ''), the(staging_hours=48), PAIR),
+    ('no hook: then it runs', WAIT, the(staging_hours=48),
      dict(PAIR, state={'published': NOW - 47 * HOUR})),
-    ('no hook: and is over', ('unstage', ''), dict(staging_hours=48),
+    ('no hook: and is over', ('unstage', ''), the(staging_hours=48),
      dict(PAIR, state={'published': NOW - 48 * HOUR})),
-    ('the certificate first', ('request', 'staging'), dict(staging_hours=48),
+    ('the certificate first', ('request', 'staging'), the(staging_hours=48),
      dict(NEW, state={'published': NOW - 99 * HOUR})),
-    ('no certificate, none may be requested', WAIT, dict(staging_hours=48),
+    ('no certificate, none may be requested', WAIT, the(staging_hours=48),
      dict(NEW, state=dict({'published': NOW - 99 * HOUR}, **retry(5)))),
-    ('its certificate has expired, none may be requested', WAIT, dict(staging_hours=48),
+    ('its certificate has expired, none may be requested', WAIT, the(staging_hours=48),
      dict(PAIR, staging_crt=crt('B', -1), state=dict({'published': NOW - 99 * HOUR}, **retry(5)))),
-    ('its certificate has other names, none may be requested', WAIT, dict(staging_hours=48),
+    ('its certificate has other names, none may be requested', WAIT, the(staging_hours=48),
      dict(PAIR, staging_crt=crt('B', names=['b.example']),
           state=dict({'published': NOW - 99 * HOUR}, **retry(5)))),
-    ('its certificate has expired, one was requested in vain', WAIT, dict(staging_hours=48),
+    ('its certificate has expired, one was requested in vain', WAIT, the(staging_hours=48),
      dict(PAIR, staging_crt=crt('B', -1), asked=frozenset('B'),
           state={'published': NOW - 99 * HOUR})),
 
@@ -257,14 +263,14 @@ ROWS = [
     ('going live: is the clock right?', CLOCK, dict(BOTH, staging_hours=48),
      dict(PAIR, skew=None, state=state('A', 'B', hours=48))),
     ('going live at once: is the clock right?', CLOCK, {}, dict(PAIR, skew=None)),
-    ('start of the staging time: is the clock right?', CLOCK, dict(staging_hours=48),
+    ('start of the staging time: is the clock right?', CLOCK, the(staging_hours=48),
      dict(PAIR, skew=None)),
     ('publishing: is the clock right?', CLOCK, dict(BOTH, staging_hours=48),
      dict(PAIR, skew=None, state=state())),
     ('nothing due: the clock does not matter', WAIT, dict(BOTH, staging_hours=48),
      dict(PAIR, skew=None, state=state('A', 'B', hours=1))),
-    ('nothing due at all: the clock does not matter', WAIT, {}, dict(skew=None)),
-    ('plain hooks: the clock does not matter', ('hook', CERTCHANGE), BOTH, dict(skew=None)),
+    ('nothing due at all: the clock does not matter', WAIT, {}, the(skew=None)),
+    ('plain hooks: the clock does not matter', ('hook', CERTCHANGE), BOTH, the(skew=None)),
     ('wrong clock: no new key', WAIT, {}, dict(OLD, skew=2 * HOUR)),
     ('slow clock: no new key', WAIT, {}, dict(OLD, skew=-2 * HOUR)),
     ('nearly right: a new key', ('stage', ''), {}, dict(OLD, skew=.9 * HOUR)),
@@ -274,22 +280,22 @@ ROWS = [
      dict(PAIR, skew=400 * DAY)),
 
     # -- renew
-    ('renew', ('request', 'live'), BOTH, dict(force='renew', state=state())),
-    ('renew, done', WAIT, BOTH, dict(force='renew', state=state(), asked=frozenset('A'))),
+    ('renew', ('request', 'live'), BOTH, the(force='renew', state=state())),
+    ('renew, done', WAIT, BOTH, the(force='renew', state=state(), asked=frozenset('A'))),
     ('renew, the staged one too', ('request', 'staging'), dict(BOTH, staging_hours=48),
      dict(PAIR, force='renew', state=state('A', 'B', hours=1), asked=frozenset('A'))),
     ('renew, both done', WAIT, dict(BOTH, staging_hours=48),
      dict(PAIR, force='renew', state=state('A', 'B', hours=1), asked=frozenset('AB'))),
     ('renew, but the server said when', WAIT, BOTH,
-     dict(force='renew', state=dict(state(), **retry(5, True)))),
-    ('renew --new-key', ('stage', ''), {}, dict(force='new-key')),
+     the(force='renew', state=dict(state(), **retry(5, True)))),
+    ('renew --new-key', ('stage', ''), {}, the(force='new-key')),
     ('renew --new-key, made in this run', WAIT, {},
-     dict(force='new-key', asked=frozenset(['stage']))),
-    ('renew --new-key, one is staged', WAIT, dict(staging_hours=48),
+     the(force='new-key', asked=frozenset(['stage']))),
+    ('renew --new-key, one is staged', WAIT, the(staging_hours=48),
      dict(PAIR, force='new-key', state={'published': NOW})),
-    ('renew --new-key, one without certificate', ('request', 'staging'), dict(staging_hours=48),
+    ('renew --new-key, one without certificate', ('request', 'staging'), the(staging_hours=48),
      dict(NEW, force='new-key')),
-    ('renew --new-key with a wrong clock', WAIT, {}, dict(force='new-key', skew=5 * HOUR)),
+    ('renew --new-key with a wrong clock', WAIT, {}, the(force='new-key', skew=5 * HOUR)),
 
     # -- DANE: DNS decides, not the word of a hook
     ('published for long, but not looked', ('look', 'dns'), DANE,
@@ -316,15 +322,15 @@ ROWS = [
 
     # -- and the services, before the old key leaves DNS
     ('look at the services first', ('look', 'served'), dict(DANE, served=['mx:25/smtp']),
-     dict(live_key=key('B', 9), live_crt=crt('B'), state=state('A', 'B', done='crt B'))),
+     the(live_key=key('B', 9), live_crt=crt('B'), state=state('A', 'B', done='crt B'))),
     ('they use the live key', ('hook', KEYCHANGE), dict(DANE, served=['mx:25/smtp']),
-     dict(live_key=key('B', 9), live_crt=crt('B'), served=[],
+     the(live_key=key('B', 9), live_crt=crt('B'), served=[],
           state=state('A', 'B', done='crt B'))),
     ('one does not: tell it again', ('hook', CERTCHANGE), dict(DANE, served=['mx:25/smtp']),
-     dict(live_key=key('B', 9), live_crt=crt('B'), served=['mx uses another key'],
+     the(live_key=key('B', 9), live_crt=crt('B'), served=['mx uses another key'],
           state=state('A', 'B', done='crt B'))),
     ('one does not, once a run', WAIT, dict(DANE, served=['mx:25/smtp']),
-     dict(live_key=key('B', 9), live_crt=crt('B'), served=['mx uses another key'],
+     the(live_key=key('B', 9), live_crt=crt('B'), served=['mx uses another key'],
           asked=frozenset([CERTCHANGE]), state=state('A', 'B', done='crt B'))),
     ('the services do not matter for more records', ('hook', KEYCHANGE),
      dict(DANE, served=['mx:25/smtp']), dict(PAIR, state=state(ttl=60)))]
@@ -359,14 +365,14 @@ class Tempting(unittest.TestCase):
         return step.verb, step.what
 
     def test_the_clock_does_not_start_when_the_key_is_made(self):
-        old = dict(staging_key=key('B', 30), staging_crt=crt('B', 61))
+        old = the(staging_key=key('B', 30), staging_crt=crt('B', 61))
         staged = dict(BOTH, staging_hours=48)
         self.assertEqual(self.step(staged, **dict(old, state=state()))[0], 'hook')
         self.assertEqual(self.step(staged, **dict(old, state=state('A', 'B', hours=1)))[0], 'wait')
-        self.assertEqual(self.step(dict(staging_hours=48), **old)[0], 'publish')
+        self.assertEqual(self.step(the(staging_hours=48), **old)[0], 'publish')
 
     def test_the_old_key_leaves_dns_after_the_services_left_it(self):
-        live = dict(live_key=key('B', 3), live_crt=crt('B'))
+        live = the(live_key=key('B', 3), live_crt=crt('B'))
         for known in state('A', 'B', hours=49), state('A', 'B'), {}, state('A'):
             self.assertEqual(self.step(BOTH, **dict(live, state=known)), ('hook', CERTCHANGE))
 
@@ -393,7 +399,7 @@ class Tempting(unittest.TestCase):
     def test_services_are_looked_at_though_the_next_key_is_staged(self):
         """The record of the key before is still there, and a service may still use that key."""
         options = dict(DANE, served=['mx.example.org:25/smtp'])
-        staged = dict(live_key=key('B'), live_crt=crt('B'), staging_key=key('C', 0),
+        staged = the(live_key=key('B'), live_crt=crt('B'), staging_key=key('C', 0),
                       staging_crt=crt('C', 88), state=state('A', 'B', done='crt B', ttl=60))
         for served in None, ['cannot be reached']:
             found = self.step(options, served=served, **staged)
@@ -420,16 +426,16 @@ class Words(unittest.TestCase):
         return decide(config(**options or {}), facts(**given), NOW)
 
     def test_requests(self):
-        for parts, given in ((['none'], dict(live_crt=None)),
-                             (['none for this key'], dict(live_crt=crt('X'))),
-                             (['other names'], dict(live_crt=crt('A', names=['b.example']))),
-                             (['ends 2033-05-28 03:33 UTC'], dict(live_crt=crt('A', 10)))):
+        for parts, given in ((['none'], the(live_crt=None)),
+                             (['none for this key'], the(live_crt=crt('X'))),
+                             (['other names'], the(live_crt=crt('A', names=['b.example']))),
+                             (['ends 2033-05-28 03:33 UTC'], the(live_crt=crt('A', 10)))):
             step = self.step(**given)
             self.assertIn('example.org', step.text)
             self.assertIn("'live'", step.text)
             for part in parts:
                 self.assertIn(part, step.why)
-        self.assertIn("'next'", self.step(dict(staging='next'), **NEW).text)
+        self.assertIn("'next'", self.step(the(staging='next'), **NEW).text)
 
     def test_since_when_a_request_is_due(self):
         self.assertEqual(self.step(live_crt=crt('A', 25)).when, NOW - 5 * DAY)

@@ -285,7 +285,7 @@ class Time(Case):
 
     def test_state_of_long_ago(self):
         """That a hook is done does not wear off."""
-        line = self.settled([CERTCHANGE, KEYCHANGE], max_key_age_days=3650)
+        self.settled([CERTCHANGE, KEYCHANGE], max_key_age_days=3650)
         self.silent(hooks=True, now=time.time() + 20 * DAY)
 
 
