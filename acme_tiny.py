@@ -10,8 +10,7 @@ line and the get_crt() of acme-tiny 5.0.3:
 
 API: get_crt(), main(), AcmeError, ToolError, LOGGER. All else may change.
 """
-import base64, os, re, sys, time
-from collections import namedtuple
+import binascii, os, re, sys, time, types
 
 __version__ = "1.0"
 DEFAULT_CA = "https://acme-v02.api.letsencrypt.org"  # deprecated, as in acme-tiny
@@ -42,11 +41,17 @@ class ToolError(IOError):
     """The openssl program or a file failed; the text holds its own words."""
 
 
+def require(good, text, *values):
+    """Raise AcmeError with text % values (any type, made printable) unless it is good (bool)."""
+    if not good:
+        raise AcmeError(text % tuple(map(printable, values)))
+
+
 def __getattr__(name):  # LOGGER is made when it is asked for: a cron job need not import logging
     if name != "LOGGER":
         raise AttributeError(name)
     import logging
-    logger = globals().setdefault("LOGGER", logging.getLogger(__name__))
+    logger = globals()["LOGGER"] = logging.getLogger(__name__)
     if not logger.handlers:
         logger.addHandler(logging.StreamHandler())
         logger.setLevel(logging.INFO)
@@ -80,20 +85,20 @@ def openssl(*args, stdin=b"", seconds=600):
     """
     import subprocess
     try:
-        done = subprocess.run(("openssl",) + args, input=stdin, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, start_new_session=True, timeout=seconds)
+        done = subprocess.run(("openssl", *args), input=stdin, capture_output=True, timeout=seconds,
+                              start_new_session=True)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ToolError("cannot run openssl: %s" % error)
     if done.returncode:
-        words = "; ".join(done.stderr.decode("utf-8", "replace").split("\n"))
-        raise ToolError("openssl %s failed (status %d): %s" % (
-            args[0], done.returncode, printable(words)))
+        raise ToolError("openssl %s failed (status %d): %s" % (args[0], done.returncode, printable(
+            done.stderr.decode("utf-8", "replace").strip().replace("\n", "; "))))
     return done.stdout
 
 
 def b64(data):
     """data (bytes) as base64url without padding (str), RFC 8555 section 6.1."""
-    return base64.urlsafe_b64encode(data).decode("ascii").rstrip("=")
+    text = binascii.b2a_base64(data, newline=False).decode()
+    return text.replace("+", "-").replace("/", "_").rstrip("=")
 
 
 def der(data):
@@ -127,21 +132,21 @@ def tlv(tag, *parts):
 
 def pem(text):
     """The PEM blocks in text as [(label, DER bytes)], one at least. Raises ValueError."""
-    blocks = re.findall(r"-----BEGIN ([A-Z0-9 ]+)-----([A-Za-z0-9+/=\s]+)-----END \1-----", text)
-    if not blocks or len(blocks) != text.count("-----BEGIN"):
+    blocks = [(label, "".join(body.split())) for label, body in re.findall(
+        r"-----BEGIN ([A-Z0-9 ]+)-----([A-Za-z0-9+/\s]+(?:=\s*){0,2})-----END \1-----", text)]
+    if not blocks or len(blocks) != text.count("-----BEGIN") or any(len(b) % 4 for _, b in blocks):
         raise ValueError("it is not PEM")
-    return [(label, base64.b64decode("".join(body.split()), validate=True))
-            for label, body in blocks]
+    return [(label, binascii.a2b_base64(body)) for label, body in blocks]
 
 
 # ---- Keys and certificates ----------------------------------------------------------------------
 
 RSA, EC = bytes.fromhex("2a864886f70d010101"), bytes.fromhex("2a8648ce3d0201")
-CURVES = {bytes.fromhex("2a8648ce3d030107"): "ec-p256", bytes.fromhex("2b81040022"): "ec-p384"}
+CURVES = {  # the algorithm in a public key (DER bytes) -> type, bits
+    tlv(6, EC) + tlv(6, bytes.fromhex("2a8648ce3d030107")): ("ec-p256", 256),
+    tlv(6, EC) + tlv(6, bytes.fromhex("2b81040022")): ("ec-p384", 384)}
 COMMON_NAME, SUBJECT_ALT_NAME = bytes.fromhex("550403"), bytes.fromhex("551d11")
 EXTENSION_REQUEST = bytes.fromhex("2a864886f70d01090e")
-
-Certificate = namedtuple("Certificate", "names not_before not_after spki issuer subject")
 
 
 def public_key(text):
@@ -151,18 +156,19 @@ def public_key(text):
     """
     if "ENCRYPTED" in text:
         raise ValueError("it needs a passphrase")
-    for label, data in pem(text):
-        items = inside(data)
+    for label, data in pem(text) if "-----BEGIN" in text else ():
+        algorithm = {"RSA PRIVATE KEY": tlv(6, RSA) + tlv(5), "EC PRIVATE KEY": b""}.get(label)
         if label == "PRIVATE KEY":
-            oid, parameters = (der(items[1][1]) + [(5, b"")])[:2]
-            label = {RSA: "RSA PRIVATE KEY", EC: "EC PRIVATE KEY"}.get(oid[1], label)
-            items = inside(items[2][1]) if label != "PRIVATE KEY" else []
-        if label == "RSA PRIVATE KEY":
-            key = tlv(0x30, tlv(*items[1]), tlv(*items[2]))
+            _, (_, algorithm), (_, data), *_ = inside(data)
+        if algorithm and algorithm.startswith(tlv(6, RSA)):
+            _, modulus, exponent, *_ = inside(data)
+            key = tlv(0x30, tlv(*modulus), tlv(*exponent))
             return tlv(0x30, tlv(0x30, tlv(6, RSA), tlv(5)), tlv(3, b"\0", key))
-        if label == "EC PRIVATE KEY" and 0xa1 in dict(items):
-            curve = dict(items).get(0xa0) or tlv(*parameters)
-            return tlv(0x30, tlv(0x30, tlv(6, EC), curve), dict(items)[0xa1])
+        if algorithm in CURVES or algorithm == b"":
+            items = dict(inside(data))
+            algorithm = algorithm or tlv(6, EC) + items.get(0xa0, b"")
+            if algorithm in CURVES and 0xa1 in items:
+                return tlv(0x30, tlv(0x30, algorithm), items[0xa1])
     return openssl("pkey", "-pubout", "-outform", "DER", stdin=text.encode())
 
 
@@ -170,47 +176,49 @@ def key_kind(spki):
     """(type, bits) of a SubjectPublicKeyInfo (DER bytes): ("rsa", 3072), ("ec-p256", 256), ...;
     ("another", 0) for what is not supported. Raises ValueError."""
     (_, algorithm), (_, key) = inside(spki)
-    oids = [body for _, body in der(algorithm)]
-    if oids[0] == RSA:
-        return "rsa", int.from_bytes(inside(key[1:])[0][1], "big").bit_length()
-    kind = CURVES.get(oids[-1], "another")
-    return kind, int(kind[4:]) if kind != "another" else 0
+    if algorithm.startswith(tlv(6, RSA)):
+        (_, modulus), _ = inside(key[1:])
+        return "rsa", int.from_bytes(modulus, "big").bit_length()
+    return CURVES.get(algorithm, ("another", 0))
 
 
 def extension_names(extensions):
-    """The names (list of str) in the subjectAltName, critical or not, of DER extensions (bytes);
-    what is no DNS name begins with its tag in brackets. Raises ValueError."""
-    values = [der(body)[-1][1] for _, body in der(extensions)
-              if der(body)[0][1] == SUBJECT_ALT_NAME]
+    """The names (list of str) in the subjectAltName, critical or not, of Extensions (DER bytes);
+    what is no DNS name begins with its tag in brackets. Raises ValueError, IndexError."""
     return [name.decode("ascii", "backslashreplace").lower() if tag == 0x82
             else "[%d]%s" % (tag & 0x1f, name.hex())
-            for value in values for tag, name in inside(value)]
+            for _, item in inside(extensions) if der(item)[0][1] == SUBJECT_ALT_NAME
+            for tag, name in inside(der(item)[-1][1])]
 
 
 def der_time(tag, body):
-    """Seconds since 1970 (int) of a DER UTCTime or GeneralizedTime. Raises ValueError."""
-    from datetime import datetime, timezone
+    """Seconds since 1970 (int) of a UTCTime or GeneralizedTime (RFC 5280, section 4.1.2.5).
+    Raises ValueError."""
     text = body.decode("ascii")
-    if tag == 0x17:
-        text = ("19" if text >= "50" else "20") + text
-    if not re.match(r"[0-9]{14}Z\Z", text):
-        raise ValueError("its dates are not as RFC 5280 says")
-    parts = [int(text[:4])] + [int(text[i:i + 2]) for i in range(4, 14, 2)]
-    return int(datetime(*parts, tzinfo=timezone.utc).timestamp())
+    text = text if tag != 0x17 else ("19" if text >= "50" else "20") + text
+    if len(text) == 15 and text[:14].isdigit() and text[14] == "Z":
+        last, month = int(text[:4]) - 1, int(text[4:6])
+        day, hour, minute, second = [int(text[i:i + 2]) for i in range(6, 14, 2)]
+        leaps = [year // 4 - year // 100 + year // 400 for year in (last, last + 1)]
+        months = (0, 31, 28 + leaps[1] - leaps[0], 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+        if last >= 0 and 1 <= month <= 12 and 1 <= day <= months[month] and (
+                hour < 24 and minute < 60 and second < 60):
+            days = last * 365 + leaps[0] + sum(months[:month]) + day - 719163
+            return days * 86400 + hour * 3600 + minute * 60 + second
+    raise ValueError("its dates are not as RFC 5280 says")
 
 
 def parse_certificate(data):
-    """A Certificate from DER bytes (RFC 5280): names (list of str), not_before and not_after
-    (seconds since 1970), spki, issuer and subject (DER bytes). Raises ValueError."""
+    """What matters of a certificate in DER bytes (RFC 5280): names (list of str), not_before and
+    not_after (seconds since 1970), spki, issuer and subject (DER bytes). Raises ValueError."""
     try:
         fields = der(inside(data)[0][1])
-        fields = fields[1:] if fields[0][0] == 0xa0 else fields
-        issuer, validity, subject, spki = fields[2:6]
-        names = [name for tag, body in fields[6:] if tag == 0xa3
-                 for name in extension_names(der(body)[0][1])]
-        dates = [der_time(*item) for item in der(validity[1])]
-        return Certificate(names, dates[0], dates[1], tlv(*spki), issuer[1], subject[1])
-    except (IndexError, OverflowError) as error:
+        issuer, validity, subject, spki, *rest = fields[3 if fields[0][0] == 0xa0 else 2:]
+        names = [name for tag, body in rest if tag == 0xa3 for name in extension_names(body)]
+        start, end = [der_time(*item) for item in der(validity[1])]
+        return types.SimpleNamespace(names=names, not_before=start, not_after=end,
+                                     spki=tlv(*spki), issuer=issuer[1], subject=subject[1])
+    except IndexError as error:
         raise ValueError("it is no X.509 certificate: %s" % error)
 
 
@@ -219,12 +227,11 @@ def parse_csr(data):
     subjectAltName's DNS names (list of str), DER bytes. Raises ValueError."""
     try:
         _, subject, spki, attributes = der(inside(data)[0][1])[:4]
-        pairs = [inside(rdn) for _, rdn in der(subject[1])]
-        names = [value.decode("utf-8", "replace") for (_, oid), (_, value) in pairs
+        pairs = [der(pair) for _, rdn in der(subject[1]) for _, pair in der(rdn)]
+        names = [value.decode("utf-8", "replace").lower() for (_, oid), (_, value) in pairs
                  if oid == COMMON_NAME]
-        for _, attribute in der(attributes[1]):
-            if der(attribute)[0][1] == EXTENSION_REQUEST:
-                names += extension_names(der(der(attribute)[1][1])[0][1])
+        for (_, oid), (_, values) in [der(item) for _, item in der(attributes[1])]:
+            names += extension_names(values) if oid == EXTENSION_REQUEST else []
         return [n for n in dict.fromkeys(names) if not n.startswith("[")], tlv(*spki)
     except (IndexError, ValueError) as error:
         raise ValueError("this is no certificate request: %s" % error)
@@ -243,21 +250,18 @@ def check_chain(text, spki, names, now):
     except ValueError as error:
         raise AcmeError("the CA's answer is no chain of certificates: %s" % error)
     leaf = chain[0]
-    if any(label != "CERTIFICATE" for label, _ in blocks):
-        wrong = "came with something that is no certificate"
-    elif leaf.spki != spki:
-        wrong = "is for another key"
-    elif set(leaf.names) != {name.lower() for name in names}:
-        wrong = "is for other names (%s)" % printable(", ".join(leaf.names))
-    elif leaf.not_before > now + 3600 or leaf.not_after <= now:
-        wrong = "is not valid now, but from %s to %s: is the clock right?" % (
-            utc(leaf.not_before), utc(leaf.not_after))
-    elif any(one.issuer != above.subject for one, above in zip(chain, chain[1:])):
-        wrong = "came with a chain in which one did not issue the one before"
-    else:
-        return "".join("-----BEGIN CERTIFICATE-----\n%s-----END CERTIFICATE-----\n" % re.sub(
-            "(.{1,64})", r"\1\n", base64.b64encode(data).decode("ascii")) for _, data in blocks)
-    raise AcmeError("the CA's certificate is not used: it %s" % wrong)
+    for wrong, why in (
+            (any(label != "CERTIFICATE" for label, _ in blocks), "holds what is no certificate"),
+            (leaf.spki != spki, "is for another key"),
+            (set(leaf.names) != set(map(str.lower, names)), "is for other names (%s)" % (
+                printable(", ".join(leaf.names)))),
+            (leaf.not_before > now + 3600 or leaf.not_after <= now, "is not valid now, but from %s "
+             "to %s: is the clock right?" % (utc(leaf.not_before), utc(leaf.not_after))),
+            (any(one.issuer != above.subject for one, above in zip(chain, chain[1:])),
+             "came with a chain in which one did not issue the one before")):
+        require(not wrong, "the CA's certificate is not used: it %s", why)
+    return "".join("-----BEGIN CERTIFICATE-----\n%s-----END CERTIFICATE-----\n" % re.sub(
+        "(.{1,64})\n?", r"\1\n", binascii.b2a_base64(data).decode()) for _, data in blocks)
 
 
 class AccountKey:
@@ -273,37 +277,51 @@ class AccountKey:
             with open(path, encoding="ascii", errors="replace") as file:
                 spki = public_key(file.read())
             kind, bits = key_kind(spki)
-            body = inside(spki)[1][1][1:]
+            body, size = inside(spki)[1][1][1:], bits // 8
+            if kind == "rsa" and bits >= 2048:
+                n, e = [b64(number.lstrip(b"\0")) for _, number in inside(body)]
+                self.alg, self.jwk, size = "RS256", {"e": e, "kty": "RSA", "n": n}, 0
+            elif (kind, bits) in CURVES.values() and len(body) == 2 * size + 1:
+                self.alg, self.jwk = "ES%d" % bits, {"crv": "P-%d" % bits, "kty": "EC", "x": b64(
+                    body[1:size + 1]), "y": b64(body[size + 1:])}
+            else:
+                raise ValueError("CAs take RSA of 2048 bits or more, P-256 or P-384")
         except OSError:
             openssl("rsa", "-in", path, "-noout")  # its words are what acme-tiny's users know
             raise
-        except (ValueError, IndexError) as error:
+        except ValueError as error:
             raise AcmeError("%s is no account key that can be used: %s" % (path, error))
-        self.path, self.size = path, 0
-        if kind == "rsa" and bits >= 2048:
-            n, e = [b64(number.lstrip(b"\0")) for _, number in inside(body)]
-            self.alg, self.jwk = "RS256", {"e": e, "kty": "RSA", "n": n}
-        elif kind in CURVES.values() and body[0] == 4:
-            self.size = len(body) // 2
-            self.alg, self.jwk = "ES" + kind[4:], {
-                "crv": "P-" + kind[4:], "kty": "EC", "x": b64(body[1:1 + self.size]),
-                "y": b64(body[1 + self.size:])}
-        else:
-            raise AcmeError("%s is no account key that CAs take: RSA of 2048 bits or more, "
-                            "P-256 or P-384" % path)
+        self.path, self.size = path, size  # of a number in a signature in bytes, 0 with RSA
         canonical = json.dumps(self.jwk, sort_keys=True, separators=(",", ":"))
         self.thumbprint = b64(hashlib.sha256(canonical.encode()).digest())
 
     def sign(self, data):
         """The signature (bytes) of data (bytes) for a JWS: ECDSA as r and s (RFC 7518, 3.4)."""
         made = openssl("dgst", "-sha" + self.alg[2:], "-sign", self.path, stdin=data)
-        return b"".join(number.lstrip(b"\0").rjust(self.size, b"\0")
-                        for _, number in inside(made)) if self.size else made
+        if not self.size:
+            return made
+        return b"".join(number.lstrip(b"\0").rjust(self.size, b"\0") for _, number in inside(made))
 
 
 # ---- https --------------------------------------------------------------------------------------
 
-Reply = namedtuple("Reply", "status headers body")
+
+class Reply:
+    """What a server answered: status (int), headers (email.message.Message), body (bytes)."""
+
+    def __init__(self, status, headers, body):
+        self.status, self.headers, self.body = status, headers, body
+
+
+def opener_of(*handlers):
+    """A urllib opener that can do only what these handlers do: no ftp, no files."""
+    from urllib.request import OpenerDirector
+    opener = OpenerDirector()
+    opener.addheaders = [("User-Agent", "letsencrypt-tiny/" + __version__),
+                         ("Accept-Language", "en")]
+    for handler in handlers:
+        opener.add_handler(handler)
+    return opener
 
 
 def https_opener(ca_bundle=None, proxy=None):
@@ -312,7 +330,8 @@ def https_opener(ca_bundle=None, proxy=None):
     ca_bundle: path or None (the system's, or SSL_CERT_FILE); proxy: URL or None (https_proxy
     and no_proxy from the environment). Raises OSError for a bundle that cannot be read.
     """
-    import http.client, ssl, urllib.request
+    import ssl, urllib.request
+    from http.client import BadStatusLine, HTTPSConnection
 
     class Socket(ssl.SSLSocket):  # a read timeout alone lets a drip of bytes go on for ever
         def recv_into(self, *args):
@@ -324,43 +343,29 @@ def https_opener(ca_bundle=None, proxy=None):
 
         def https_open(self, req):
             self.deadline = time.monotonic() + REQUEST_SECONDS
-            key = req.host, req._tunnel_host
-            if key not in self.connections:
-                self.connections[key] = http.client.HTTPSConnection(
-                    req.host, timeout=REQUEST_SECONDS, context=context)
-                if req._tunnel_host:
-                    self.connections[key].set_tunnel(req._tunnel_host, headers={
-                        k: v for k, v in req.headers.items() if k.startswith("Proxy-")})
-            connection = self.connections[key]
-            kept = connection.sock is not None
-            try:
-                return self.ask(connection, req)
-            except (ConnectionError, ssl.SSLError, http.client.BadStatusLine):
-                if not kept:
-                    raise
-                return self.ask(connection, req)  # the server had closed it meanwhile
+            headers = dict(req.unredirected_hdrs, **req.headers)
+            hop = {name: headers.pop(name) for name in list(headers) if name.startswith("Proxy-")}
+            # A server may have several addresses, of which the first need not answer
+            connection = self.connections.setdefault((req.host, req._tunnel_host), HTTPSConnection(
+                req.host, timeout=REQUEST_SECONDS / 3, context=context))
+            if req._tunnel_host and connection.sock is None:
+                connection.set_tunnel(req._tunnel_host, headers=hop)
+            for kept in (connection.sock is not None, False):
+                try:
+                    if kept:
+                        connection.sock.settimeout(REQUEST_SECONDS)
+                    connection.request(req.get_method(), req.selector, req.data, headers)
+                    return connection.getresponse()
+                except BaseException as error:
+                    connection.close()  # once more if the server had closed it meanwhile
+                    if not kept or not isinstance(error, gone):
+                        raise
 
-        def ask(self, connection, req):
-            headers = {k: v for k, v in dict(req.unredirected_hdrs, **req.headers).items()
-                       if not k.startswith("Proxy-")}
-            try:
-                if connection.sock is not None:
-                    connection.sock.settimeout(REQUEST_SECONDS)
-                connection.request(req.get_method(), req.selector, req.data, headers)
-                return connection.getresponse()
-            except BaseException:
-                connection.close()
-                raise
-
+    gone = ConnectionError, ssl.SSLError, BadStatusLine  # what a closed connection looks like
     context = ssl.create_default_context(cafile=ca_bundle)
     context.sslsocket_class = Socket
     handler = Handler(context=context)
-    opener = urllib.request.OpenerDirector()
-    opener.addheaders = [("User-Agent", "letsencrypt-tiny/" + __version__),
-                         ("Accept-Language", "en")]
-    opener.add_handler(urllib.request.ProxyHandler({"https": proxy} if proxy else None))
-    opener.add_handler(handler)
-    return opener
+    return opener_of(urllib.request.ProxyHandler({"https": proxy} if proxy else None), handler)
 
 
 def http_date(text):
@@ -386,16 +391,17 @@ def parse_json(reply, **kinds):
     Raises AcmeError."""
     import json
     try:
-        value = json.loads(reply.body.decode("utf-8"))
-        wrong = [name for name in kinds if not isinstance(value[name], kinds[name])]
-    except KeyError as error:
-        wrong = error.args
-    except (ValueError, TypeError, RecursionError):
+        value = probe = json.loads(reply.body.decode("utf-8"))
+        for _ in range(99):  # what can just be read may be nested too deeply to be shown
+            probe = [probe]
+        str(probe)
+    except (ValueError, RecursionError):
         value = None
-    if not isinstance(value, dict) or wrong:
-        raise AcmeError("the CA's answer is no JSON object%s: %s" % (
-            " with a usable '%s'" % wrong[0] if isinstance(value, dict) else "",
-            printable(reply.body.decode("utf-8", "replace"), 200)))
+    found = value if isinstance(value, dict) else {}
+    wrong = [name for name in kinds if not isinstance(found.get(name), kinds[name])]
+    usable = "".join(" with a usable '%s'" % name for name in wrong[:1])
+    require(found is value and not wrong, "the CA's answer is no JSON object%s: %s", usable,
+            printable(reply.body.decode("utf-8", "replace"), 200))
     return value
 
 
@@ -403,13 +409,11 @@ def problem_text(problem):
     """A problem document (RFC 7807, RFC 8555 section 6.7; any JSON) as one line of text."""
     if not isinstance(problem, dict):
         return printable(problem)
-    parts = [problem.get("type"), problem.get("detail")]
-    subproblems = problem.get("subproblems")
-    for sub in subproblems if isinstance(subproblems, list) else []:
-        if isinstance(sub, dict):
-            who = sub.get("identifier")
-            parts += [who.get("value") if isinstance(who, dict) else who,
-                      sub.get("type"), sub.get("detail")]
+    who, parts = problem.get("identifier"), [problem.get("type"), problem.get("detail")]
+    parts.insert(0, who.get("value") if isinstance(who, dict) else who)
+    if isinstance(problem.get("subproblems"), list):
+        parts += [problem_text({**sub, "subproblems": None, "instance": None})
+                  for sub in problem["subproblems"] if isinstance(sub, dict)]
     parts.append(problem.get("instance"))
     return printable(": ".join(str(p) for p in parts if p), 2000) or "no reason given"
 
@@ -433,20 +437,18 @@ class Client:
 
     def fetch(self, what, url, body=None, method=None):
         """The CA's Reply to one request. what: for errors; body: bytes of a JWS, or None."""
-        import http.client
         from urllib.request import Request
-        if not url.lower().startswith("https://"):
-            raise AcmeError("%s: the CA names an address that is not https: %s" % (
-                what, printable(url)))
+        good = url.lower().startswith("https://")
+        require(good, "%s: the CA names an address that is not https: %s", what, url)
         headers = {} if body is None else {"Content-Type": "application/jose+json"}
         try:
             response = self.opener.open(Request(url, body, headers, method=method))
             reply = Reply(response.status, response.headers, response.read(ANSWER_BYTES + 1))
             if len(reply.body) > ANSWER_BYTES or response.length:
                 raise ValueError("the answer was cut short, or has over %d bytes" % ANSWER_BYTES)
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except Exception as error:  # whatever a hostile URL or answer makes Python raise
             raise AcmeError("%s: no usable answer from %s: %s" % (
-                what, printable(url), printable(error) or type(error).__name__))
+                what, printable(url), printable(str(error) or type(error).__name__)))
         self.nonce = reply.headers.get("Replay-Nonce") or self.nonce
         date = http_date(reply.headers.get("Date"))
         self.skew = self.skew if date is None else date - time.time()
@@ -454,11 +456,11 @@ class Client:
             return reply
         try:
             problem = parse_json(reply)
-            name, text = str(problem.get("type")).rpartition(":")[2], problem_text(problem)
         except AcmeError:
-            name, text = "", printable(reply.body.decode("utf-8", "replace").strip(), 200)
+            problem = {"detail": printable(reply.body.decode("utf-8", "replace").strip(), 200)}
         raise AcmeError("%s: the CA refused (%d): %s (%s)" % (
-            what, reply.status, text or "no reason given", printable(url)), reply.status, name,
+            what, reply.status, problem_text(problem), printable(url)), reply.status,
+            str(problem.get("type") or "").rpartition(":")[2],
             retry_after(reply.headers) if reply.status in (429, 503) else None)
 
     def directory(self, name):
@@ -472,16 +474,16 @@ class Client:
     def post(self, what, url, payload=None):
         """The Reply to a signed request (section 6.2); without payload POST-as-GET (6.3)."""
         import json
+        text = "" if payload is None else json.dumps(payload)
         for left in reversed(range(NONCES)):
             if not self.nonce:
                 self.fetch("getting a nonce", self.directory("newNonce"), method="HEAD")
-            head = {"alg": self.key.alg, "nonce": self.nonce, "url": url}
-            head.update({"kid": self.account} if self.account else {"jwk": self.key.jwk})
-            text = "" if payload is None else json.dumps(payload)
+            head = {"kid": self.account} if self.account else {"jwk": self.key.jwk}
+            head.update(alg=self.key.alg, nonce=self.nonce, url=url)
             protected, body = b64(json.dumps(head).encode()), b64(text.encode())
             signature = b64(self.key.sign(("%s.%s" % (protected, body)).encode()))
-            self.nonce = None
             jws = json.dumps({"protected": protected, "payload": body, "signature": signature})
+            self.nonce = None
             try:
                 return self.fetch(what, url, jws.encode())
             except AcmeError as error:
@@ -492,44 +494,45 @@ class Client:
         """Make the account, or find it by its key (sections 7.3, 7.3.1); sets .account."""
         self.log("Registering account...")
         self.account, url = None, self.directory("newAccount")
-        payload = {"termsOfServiceAgreed": True}
+        terms = {"termsOfServiceAgreed": True}
         contact = {"contact": self.contact} if self.contact else {}
         try:
-            reply = self.post("registering", url, dict(payload, **contact))
+            reply = self.post("registering", url, {**terms, **contact})
         except AcmeError as error:
             if error.type not in ("invalidContact", "unsupportedContact"):
                 raise
             self.log("The CA does not take the contact: %s" % error)
-            reply, contact = self.post("registering", url, payload), {}
-        self.account = location(reply)
-        self.log("%s Account ID: %s" % ("Registered!" if reply.status == 201 else
-                                        "Already registered!", printable(self.account)))
-        if contact:
-            try:
-                if reply.status == 200:
-                    reply = self.post("updating the contact", self.account, contact)
+            reply, contact = self.post("registering", url, terms), {}
+        self.account, new = location(reply), reply.status == 201
+        self.log("%s Account ID: %s" % ("Registered!" if new else "Already registered!",
+                                        printable(self.account)))
+        try:
+            if contact and reply.status == 200:
+                reply = self.post("updating the contact", self.account, contact)
+            if contact:
                 now = parse_json(reply, contact=list)["contact"]
                 self.log("Updated contact details:\n" + "\n".join(map(printable, now)))
-            except AcmeError as error:
-                self.log(str(error))  # it is optional: some CAs forget it, or refuse
+        except AcmeError as error:
+            if error.retry_after is not None:
+                raise
+            self.log(str(error))  # it is optional: some CAs forget it, or refuse
 
     def new_order(self, names):
         """The Reply that holds an order for names (list of str), section 7.4."""
         payload = {"identifiers": [{"type": "dns", "value": name} for name in names]}
-        what, known = "ordering for %s" % ", ".join(names), self.account is not None
-        if not known:
-            self.register()
-        self.log("Creating new order...")
-        try:
-            return self.post(what, self.directory("newOrder"), payload)
-        except AcmeError as error:
-            # Servers word an unknown account in many ways; to register again does no harm.
-            if not known or error.status not in (400, 401, 403, 404, 500) or error.type not in (
-                    "", "None", "accountDoesNotExist", "malformed", "unauthorized",
-                    "serverInternal"):
-                raise
-            self.register()
-            return self.post(what, self.directory("newOrder"), payload)
+        what = "ordering for %s" % ", ".join(names)
+        for known in (self.account is not None, False):
+            if not self.account:
+                self.register()
+            self.log("Creating new order...")
+            try:
+                return self.post(what, self.directory("newOrder"), payload)
+            except AcmeError as error:
+                # Servers word an unknown account in many ways; to register again does no harm.
+                if not known or error.status not in (400, 401, 403, 404, 500) or error.type not in (
+                        "", "accountDoesNotExist", "malformed", "unauthorized", "serverInternal"):
+                    raise
+                self.account = None
 
     def obtain(self, names, csr, spki, solver):
         """The checked chain (PEM str) for names (list of str) and a CSR (DER bytes) whose public
@@ -547,13 +550,18 @@ class Client:
             self.log("%s verified!" % name)
         self.log("Signing certificate...")
         if order["status"] == "ready":
-            reply = self.post("finalizing the order", str(order.get("finalize")),
-                              {"csr": b64(csr)})
-            order = parse_json(reply, status=str)
+            finalize, request = str(order.get("finalize")), {"csr": b64(csr)}
+            try:
+                reply = self.post("finalizing the order", finalize, request)
+                order = parse_json(reply, status=str)
+            except AcmeError as error:
+                if error.type != "orderNotReady":  # it is finalized, but that answer was lost
+                    raise
+                reply = None
         order = self.poll(url, order, reply, ("pending", "ready", "processing"), [])
-        if order["status"] != "valid":
-            raise AcmeError("the order for %s failed: it is %s: %s" % (", ".join(names), printable(
-                order["status"]), problem_text(order.get("error") or "no reason given")))
+        why = problem_text(order.get("error") or "no reason given")
+        require(order["status"] == "valid", "the order for %s failed: it is %s: %s",
+                ", ".join(names), order["status"], why)
         reply = self.post("downloading the certificate", str(order.get("certificate")))
         text = check_chain(reply.body.decode("ascii", "replace"), spki, names, time.time())
         self.log("Certificate signed!")
@@ -564,33 +572,32 @@ class Client:
 
         Returns [(name, authorization URL)] of what the CA now validates.
         """
-        todo, tasks, left = [], [], {name.lower() for name in names}
+        tasks, left = [], {name.lower() for name in names}
         for url in order["authorizations"]:
             reply = self.post("asking for an authorization", str(url))
             found = parse_json(reply, identifier=dict, status=str, challenges=list)
             name = str(found["identifier"].get("value")).lower()
             name = "*." + name if found.get("wildcard") is True else name
-            if name not in left:
-                raise AcmeError("the CA wants an authorization for %s, which was not asked for, "
-                                "or twice" % printable(name))
+            require(name in left, "the CA wants an authorization for %s, which was not asked for, "
+                    "or twice", name)
             left.remove(name)
             if found["status"] == "valid":
                 self.log("Already verified: %s, skipping..." % name)
                 continue
             fits = [c for c in found["challenges"] if isinstance(c, dict)
                     and c.get("type") == solver.kind and isinstance(c.get("url"), str)]
-            token = str(fits[0].get("token")) if fits else ""
-            if found["status"] != "pending" or not re.match(r"[A-Za-z0-9_-]{1,200}\Z", token):
-                raise AcmeError("%s cannot be verified: its authorization is %s, and its %s "
-                                "challenge %s" % (name, printable(found["status"]), solver.kind,
-                                                  printable(fits[0]) if fits else "is missing"))
-            todo.append((name, url))
-            tasks.append((name, token, "%s.%s" % (token, self.key.thumbprint), fits[0]["url"]))
+            token = fits[0].get("token") if fits else None
+            good = isinstance(token, str) and re.match(r"[A-Za-z0-9_-]{1,200}\Z", token)
+            require(good and found["status"] == "pending",
+                    "%s cannot be verified: its authorization is %s, and its %s challenge %s",
+                    name, found["status"], solver.kind, fits[0] if fits else "is missing")
+            text = "%s.%s" % (token, self.key.thumbprint)
+            tasks.append((name, token, text, fits[0]["url"], url))
         solver.present([task[:3] for task in tasks])
-        for name, _, _, url in tasks:
+        for name, _, _, challenge, _ in tasks:
             self.log("Verifying %s..." % name)
-            self.post("asking the CA to verify %s" % name, url, {})
-        return todo
+            self.post("asking the CA to verify %s" % name, challenge, {})
+        return [(name, url) for name, _, _, _, url in tasks]
 
     def poll(self, url, order, reply, busy, todo):
         """The order (dict) once its status is not in busy (section 7.4), asked for when
@@ -600,11 +607,7 @@ class Client:
         (todo: [(name, URL)]) when it takes long.
         """
         deadline, pause, left = time.monotonic() + POLL_SECONDS, 0, list(todo)
-        while order["status"] in busy:
-            if time.monotonic() > deadline - 0.1:
-                self.look(left, True)
-                raise AcmeError("the order is still %s after %d seconds: try again later" % (
-                    order["status"], POLL_SECONDS))
+        while order["status"] in busy and time.monotonic() < deadline - 0.1:
             hint = retry_after(reply.headers) if reply else None
             wait = pause if hint is None else max(0.5, hint)
             time.sleep(max(0, min(wait, deadline - time.monotonic())))
@@ -613,8 +616,10 @@ class Client:
             if pause > 0.5 and order["status"] in busy:
                 self.look(left, False)
             pause = min(5, pause * 2 or 0.05)
-        if order["status"] == "invalid":
+        if order["status"] in busy or order["status"] == "invalid":
             self.look(left, True)
+        require(order["status"] not in busy, "the order is still %s after %s seconds: try again "
+                "later", order["status"], POLL_SECONDS)
         return order
 
     def look(self, left, everything):
@@ -622,15 +627,15 @@ class Client:
         ones. Unless everything is asked for, stop at the first that is still pending."""
         failed = []
         for name, url in list(left):
-            found = parse_json(self.post("asking for the authorization of %s" % name, url),
-                               status=str, challenges=list)
-            errors = [problem_text(c["error"]) for c in found["challenges"]
-                      if isinstance(c, dict) and c.get("error")]
+            reply = self.post("asking for the authorization of %s" % name, url)
+            found = parse_json(reply, status=str, challenges=list)
+            errors = "; ".join(problem_text(challenge["error"]) for challenge in found["challenges"]
+                               if isinstance(challenge, dict) and challenge.get("error"))
             if found["status"] == "valid":
                 left.remove((name, url))
             elif found["status"] != "pending" or errors:
-                failed.append("Challenge did not pass for %s: %s" % (name, "; ".join(errors) or (
-                    "its authorization is %s" % printable(found["status"]))))
+                errors = errors or "its authorization is %s" % printable(found["status"])
+                failed.append("Challenge did not pass for %s: %s" % (name, errors))
             elif not everything:
                 break
         if failed:
@@ -639,8 +644,7 @@ class Client:
 
 def location(reply):
     """The Location header (str) of a Reply. Raises AcmeError."""
-    if not reply.headers.get("Location"):
-        raise AcmeError("the CA's answer has no Location: %s" % printable(reply.headers))
+    require(reply.headers.get("Location"), "the CA's answer has no Location: %s", reply.headers)
     return reply.headers["Location"]
 
 
@@ -663,9 +667,8 @@ class HttpFiles:
 
     def present(self, tasks):
         """Write the files for tasks: [(name, token, key authorization)]. Raises ToolError."""
-        paths = [os.path.join(self.folder, token) for _, token, _ in tasks]
-        self.note(paths)
-        self.paths = paths
+        self.paths = paths = [os.path.join(self.folder, token) for _, token, _ in tasks]
+        self.note(list(paths))
         try:
             for path, (_, _, text) in zip(paths, tasks):
                 if os.path.lexists(path):
@@ -677,10 +680,9 @@ class HttpFiles:
                     file.write(text.encode())
         except OSError as error:
             raise ToolError("cannot write the challenge file %s: %s" % (path, error.strerror))
-        end = time.monotonic() + CHECK_SECONDS
-        for path, (name, token, text) in zip(paths, tasks if self.check else []):
-            url = "http://%s%s/.well-known/acme-challenge/%s" % (
-                name, ":%s" % self.port if self.port else "", token)
+        end, port = time.monotonic() + CHECK_SECONDS, ":%s" % self.port if self.port else ""
+        for path, (name, token, text) in zip(paths, tasks if self.check else ()):
+            url = "http://%s%s/.well-known/acme-challenge/%s" % (name, port, token)
             wrong = self_check(url, text, max(1, end - time.monotonic()))
             if wrong:
                 self.check("Wrote file to %s, but couldn't download %s: %s" % (path, url, wrong))
@@ -700,24 +702,21 @@ class HttpFiles:
 def self_check(url, text, seconds):
     """Fetch what must be text (str) from an http URL as a CA does: redirects followed without a
     look at TLS certificates, no proxy. Returns "" or what is wrong (str) after so many seconds."""
-    import http.client, socket, ssl, urllib.request
+    import socket, ssl, urllib.request as web
     context, address = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "no address"
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    opener = urllib.request.OpenerDirector()
-    opener.addheaders = [("User-Agent", "letsencrypt-tiny/" + __version__)]
-    for handler in ("HTTPHandler", "HTTPRedirectHandler", "HTTPErrorProcessor",
-                    "HTTPDefaultErrorHandler"):
-        opener.add_handler(getattr(urllib.request, handler)())
-    opener.add_handler(urllib.request.HTTPSHandler(context=context))
+    opener = opener_of(web.HTTPHandler(), web.HTTPSHandler(context=context), web.UnknownHandler(),
+                       web.HTTPRedirectHandler(), web.HTTPErrorProcessor(),
+                       web.HTTPDefaultErrorHandler())
     try:
-        host = urllib.request.Request(url).host.partition(":")[0]
+        host = web.Request(url).host.partition(":")[0]
         found = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
         address = " ".join(dict.fromkeys(info[4][0] for info in found))
         with opener.open(url, timeout=seconds) as answer:
             body = answer.read(1000).decode("utf-8", "replace").strip()
         return "" if body == text else "%s: it is another text" % address
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        return "%s: %s" % (address, printable(error))
+    except Exception as error:  # whatever a strange answer makes Python raise
+        return "%s: %s" % (address, printable(str(error) or type(error).__name__))
 
 
 # ---- As acme-tiny 5.0.3 -------------------------------------------------------------------------
@@ -731,11 +730,7 @@ def get_crt(account_key, csr, acme_dir, log=None, CA=DEFAULT_CA, disable_check=F
     CA: deprecated; disable_check: do not fetch the challenge files first; contact: list of URLs;
     check_port: for that fetch. Raises ValueError with the CA's words, IOError with openssl's.
     """
-    log = log or __getattr__("LOGGER")
-
-    def refuse(text):
-        raise AcmeError(text)
-
+    log = log or sys.modules[__name__].LOGGER
     log.info("Parsing account key...")
     key = AccountKey(account_key)
     log.info("Parsing CSR...")
@@ -745,10 +740,10 @@ def get_crt(account_key, csr, acme_dir, log=None, CA=DEFAULT_CA, disable_check=F
         raise ToolError("Error loading %s: %s" % (csr, error))
     names, spki = parse_csr(request)
     log.info("Found domains: %s" % ", ".join(names))
-    client = Client(CA + "/directory" if CA != DEFAULT_CA else directory_url, key,
-                    contact=contact, log=log.info)
-    return client.obtain(names, request, spki, HttpFiles(
-        acme_dir, None if disable_check else refuse, check_port, trouble=log.info))
+    url = CA + "/directory" if CA != DEFAULT_CA else directory_url
+    check = None if disable_check else lambda text: require(False, "%s", text)
+    solver = HttpFiles(acme_dir, check, check_port, trouble=log.info)
+    return Client(url, key, contact=contact, log=log.info).obtain(names, request, spki, solver)
 
 
 def main(argv=None):
@@ -756,7 +751,7 @@ def main(argv=None):
 
     argv: list of str. Raises what get_crt() raises.
     """
-    import argparse, logging
+    import argparse
     parser = argparse.ArgumentParser(description="Get a certificate from an ACME CA by http-01. "
                                      "Read this file before you trust it with your account key.")
     add = parser.add_argument
@@ -764,15 +759,14 @@ def main(argv=None):
     add("--csr", required=True, help="PEM file with your certificate signing request")
     add("--acme-dir", required=True, help="folder served as /.well-known/acme-challenge/")
     add("--quiet", action="store_true", help="say nothing but errors")
-    add("--disable-check", action="store_true",
-        help="do not fetch the challenge file before the CA is told")
+    add("--disable-check", action="store_true", help="do not fetch the challenge files first")
     add("--directory-url", default=DEFAULT_DIRECTORY_URL, help="default: Let's Encrypt")
     add("--ca", dest="CA", default=DEFAULT_CA, help="deprecated, use --directory-url")
     add("--contact", nargs="*", help="contact URLs of the account, as mailto:a@example.org")
     add("--check-port", metavar="PORT", help="port for the check of challenge files, default 80")
     args = vars(parser.parse_args(argv))
     if args.pop("quiet"):
-        __getattr__("LOGGER").setLevel(logging.ERROR)
+        sys.modules[__name__].LOGGER.setLevel("ERROR")
     sys.stdout.write(get_crt(**args))
 
 
