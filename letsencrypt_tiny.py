@@ -384,15 +384,16 @@ def decide(config, facts, now):
     if scrt and not skey:
         return Step("drop", "crt", "Moving '%s.crt' to the backups" % config.staging, "no key")
     if skey and crt and not fits and crt.spki == skey.spki:
-        return Step("rename", "key", "Making '%s.key' live" % config.staging, "the live "
-                    "certificate has it")
+        return Step("rename", "key", "Making '%s.key' live" % config.staging, "live.crt has it")
 
     blocked = blocked_until(config, facts, now)
     for which, some_key, some_crt in (("live", key, crt), ("staging", skey, scrt)):
         why, since = request_due(config, facts, some_key, some_crt, now)
         if why and not blocked and some_key.spki not in facts.asked:
-            return Step("request", which, "Obtaining certificate '%s' for %s" % (
+            step = Step("request", which, "Obtaining certificate '%s' for %s" % (
                 getattr(config, which), ", ".join(config.domains)), why, since)
+            dated = since and facts.force != "renew" and facts.skew is None
+            return step._replace(verb="clock") if dated else step
     unstage = unstage_step(config, facts, now)
     for step in (key_step(config, facts, now),
                  unstage if not config.staging_hours or facts.force == "now" else None,
@@ -401,9 +402,10 @@ def decide(config, facts, now):
         timed = step and facts.force != "now" and (
             step.verb in ("stage", "unstage", "publish") or staged_pair(facts)
             and step.what in ("dns", "post-keychange"))
-        if step is None or step.verb == "wait" or timed and abs(facts.skew or 0) > CLOCK_SECONDS:
+        if step is None or step.verb == "wait" or timed and (
+                wrong_clock(facts) or facts.skew is None and blocked):
             continue
-        return step._replace(verb="clock") if timed and facts.skew is None and not blocked else step
+        return step._replace(verb="clock") if timed and facts.skew is None else step
     return outlook(config, facts, now)
 
 
@@ -413,19 +415,24 @@ def hook_step(config, facts):
         step = Step("hook", hook, "Running %s" % hook, "it is owed")
         if hook == "post-certchange":
             return step
-        if staged_pair(facts):  # for how long may caches hold what the hook will replace?
-            ask = config.tlsa and facts.dns is None and "ttl" not in facts.state
-            return Step("look", "dns", "Looking at DNS") if ask else step
-        if not config.served or facts.force == "init" and "keychange" not in facts.state:
+        if (staged_pair(facts) and config.tlsa and facts.dns is None
+                and "ttl" not in facts.state):  # how long may caches hold what is there now?
+            return Step("look", "dns", "Looking at DNS")
+        known = facts.state.get("keychange", [] if facts.force == "init" else [""])
+        if not config.served or set(known) <= {*keys_of(facts), None}:
             return step
         if facts.served is None:  # else the key that a service uses could leave DNS
             return Step("look", "served", "Looking at the services")
         if not facts.served:
             return step
         if config.post_certchange and "post-certchange" not in facts.asked:
-            return step._replace(what="post-certchange", text="Running post-certchange again",
-                                 why=facts.served[0])
+            return Step("hook", "post-certchange", "Running post-certchange again", facts.served[0])
     return None
+
+
+def wrong_clock(facts):
+    """Seconds that the CA's clock is ahead of ours, if they are too far apart, else 0."""
+    return facts.skew if abs(facts.skew or 0) > CLOCK_SECONDS else 0
 
 
 def request_due(config, facts, key, crt, now):
@@ -437,7 +444,7 @@ def request_due(config, facts, key, crt, now):
     if set(crt.names) != set(config.domains):
         return "it has other names", 0
     due = renewal_time(config, crt)
-    if now >= due:
+    if now + min(0, wrong_clock(facts)) >= due:  # a clock that is ahead must not order every day
         return "it ends %s" % utc(crt.not_after), due
     return ("asked for", now) if facts.force == "renew" and key.spki not in facts.asked else ("", 0)
 
@@ -453,9 +460,8 @@ def renewal_time(config, crt):
 
 def key_step(config, facts, now):
     """The Step that stages a new key, or the wait for it."""
-    key, due = facts.live_key, facts.live_key.made + config.max_key_age_days * DAY
+    key, why, due = facts.live_key, "", old_time(config, facts)
     bits = config.key_length or max(key.bits, 2048)
-    why = ""
     if key.kind != config.key_type or key.kind == "rsa" and key.bits != bits:
         why, due = "the live key is %s with %d bits" % (key.kind, key.bits), 0
     elif now >= due:
@@ -468,6 +474,11 @@ def key_step(config, facts, now):
         return Step("stage", "", "Making a new private key '%s' (%s)" % (
             config.staging, config.key_type), why, due)
     return Step("wait", "", "", "a new key is made", due)
+
+
+def old_time(config, facts):
+    """When (seconds since 1970) the live key is too old."""
+    return facts.live_key.made + config.max_key_age_days * DAY
 
 
 def staged_pair(facts):
@@ -495,14 +506,15 @@ def hooks_owed(config, facts):
 def unstage_step(config, facts, now):
     """The Step that brings a staged pair nearer to being live, or the wait for it."""
     since, name = facts.state.get("published"), config.staging
-    old = facts.live_key.made + config.max_key_age_days * DAY
     if not staged_pair(facts):
         return Step("wait")
+    if request_due(config, facts, facts.staging_key, facts.staging_crt, now)[0]:
+        return Step("wait", "", "", "'%s' waits for its certificate" % name, now)
     if facts.force == "now":
         return Step("unstage", "", "Making '%s' live at once (until the old TLSA records are out "
                     "of all caches, who has them refuses it)" % name, "asked for", now)
-    if config.standby == "yes" and now < old:
-        return Step("wait", "", "", "'%s' stands by" % name, old)
+    if config.standby == "yes" and now < old_time(config, facts):
+        return Step("wait", "", "", "'%s' stands by" % name, old_time(config, facts))
     if config.post_keychange and config.staging_hours and (
             since is None or facts.state.get("keychange") != keys_of(facts)):
         return Step("wait", "", "", "'%s' waits for post-keychange (-k)" % name, now)
@@ -518,7 +530,8 @@ def unstage_step(config, facts, now):
     pause = config.staging_hours * HOUR
     due = since + pause if pause and not config.tlsa else 0
     if config.tlsa:
-        due = facts.state.get("seen", now) + max(pause, 2 * facts.state.get("ttl", 0))
+        due = max(facts.state.get("seen", now), since or 0) + max(
+            pause, 2 * facts.state.get("ttl", 0))
     if now < due:
         return Step("wait", "dns" if config.tlsa else "", "", "'%s' goes live" % name, due)
     return Step("unstage", "", "Making '%s' live" % name, "the staging time is over", due)
@@ -733,7 +746,7 @@ def dns_name(message, at):
 
 
 def dns_parse(message):
-    """The Answer in a DNS message (bytes). Raises ValueError, IndexError."""
+    """The Answer in a DNS message (12 bytes or more). Raises ValueError, IndexError."""
     flags, *counts = [int.from_bytes(message[i:i + 2], "big") for i in (2, 4, 6, 8)]
     at, parts = 12, []
     for _ in range(counts[0]):
@@ -746,8 +759,9 @@ def dns_parse(message):
                                for i, j in ((0, 2), (4, 8), (8, 10))]
             at += 10 + size
             data = message[at - size:at]
-            parts[-1].append((owner, kind, ttl, dns_name(message, at - size)[0]
-                              if kind in (NS, CNAME) else data))
+            if kind in (NS, CNAME):
+                data = dns_name(message, at - size)[0]
+            parts[-1].append((owner, kind, ttl, data))
     if at > len(message):
         raise ValueError("a DNS answer is cut short")
     return Answer(flags & 15, bool(flags & 0x20), bool(flags & 0x400), *parts)
@@ -765,8 +779,11 @@ def dns_send(server, query, way):
             sock.send(query)
             return sock.recv(4096)
         sock.sendall(len(query).to_bytes(2, "big") + query)
-        with sock.makefile("rb") as stream:
-            return stream.read(int.from_bytes(stream.read(2), "big"))
+        data, end = b"", time.monotonic() + 2
+        while len(data) < 2 or len(data) < 2 + int.from_bytes(data[:2], "big"):
+            sock.settimeout(max(0.01, end - time.monotonic()))
+            data += sock.recv(4096) or b"\0" * 65537  # closed too early: not the answer
+        return data[2:]
 
 
 def dns_ask(server, name, kind, recurse=True):
@@ -786,7 +803,8 @@ def dns_ask(server, name, kind, recurse=True):
             message = dns_send(server, query, socket.SOCK_DGRAM)
             if message[2] & 2:
                 message = dns_send(server, query, socket.SOCK_STREAM)
-            if message[:2] + message[12:12 + len(question)].lower() == query[:2] + question.lower():
+            echo = message[:2] + message[12:12 + len(question)].lower()
+            if echo == query[:2] + question.lower() and message[2] & 0x80:
                 return dns_parse(message)
         except (socket.timeout, ConnectionError, IndexError, ValueError) as failure:
             error = failure
@@ -809,8 +827,10 @@ def dns_resolve(config, name, kind):
     near = config.dns_resolver or re.match(r"127\.|::1(@|\Z)", server)
     if not (answer.authentic and near or answer.authoritative and config.dns_resolver):
         raise ValueError("%s: the answer of the resolver %s is not validated: %s" % (
-            name, server, "it has neither AD nor AA: is the zone signed, does it validate?"
-            if near else "it is not on this machine; name it as dns-resolver if you trust it"))
+            name, server, "it is not on this machine: name it as dns-resolver if you trust it"
+            if not near else "it has AA, but no AD: name it as dns-resolver if it is the zone's own"
+            if answer.authoritative else "it has neither AD nor AA: is the zone signed, does it "
+            "validate?"))
     return answer
 
 
@@ -873,13 +893,13 @@ def tlsa_compare(found, chains):
     """(missing, stale): what TLSA records found (list of bytes) lack, as texts, and those that
     match nothing. chains: {name: [DER of leaf, DER of issuer, ...]} which all must match one
     record of each (usage, selector, matching type) that is used (RFC 7671 section 8)."""
-    kinds = {record[:3] for record in found
-             if record[0] < 4 and record[1] < 2 and record[2] < 3 and len(record) > 3}
+    kinds = {record[:3] for record in found if len(record) > 3 and record[0] < 4
+             and record[1] < 2 and record[2] < 3}
     missing, known = [] if kinds else ["no TLSA record"], set()
     for name, chain in chains.items():
         for usage, selector, matching in kinds:
             fits = set()
-            for cert in chain[:1] if usage & 1 else chain:
+            for cert in chain[:1] if usage & 1 else chain[1:]:
                 data = parse_certificate(cert).spki if selector else cert
                 data = data if not matching else hashlib.new(
                     "sha256" if matching == 1 else "sha512", data).digest()
@@ -916,7 +936,7 @@ def look_at_dns(config, facts):
             missing, other = tlsa_compare(found, chains)
             ttl = max(ttl, seconds)
             problems += ["%s: %s says %s" % (owner, server, text) for text in missing]
-            stale += ["%s: %d %d %d %s" % (owner, *record[:3], record[3:].hex())
+            stale += ["%s: %s" % (owner, " ".join(map(str, [*record[:3], record[3:].hex()])))
                       for record in other]
     return problems, ttl, sorted(set(stale))
 
@@ -1056,9 +1076,9 @@ def request(run, facts, which):
         text = client_of(run, True).obtain(config.domains, make_csr(
             private, spki, config.domains), spki, solver)
         leaf = parse_certificate(pem(text)[0][1])
-        if crt and (crt.spki, set(crt.names)) == (key.spki, set(leaf.names)) and (
-                leaf.not_after < crt.not_after):
-            raise AcmeError("the CA's new certificate ends before the present one")
+        same = crt and (crt.spki, set(crt.names)) == (key.spki, set(leaf.names))
+        if same and (leaf.not_after < crt.not_after or sha256(text.encode()) == crt.sha256):
+            raise AcmeError("the CA sent the present certificate again, or one that ends earlier")
         if os.path.lexists(file):
             back_up(config, file)
         write_file(file, text.encode(), 0o644)
