@@ -262,6 +262,8 @@ MORE = {
                 'escapes in Location': ('headers', {'headers': {'Location': '\x1b[2J\x9b1m\xff'}})},
     'order': {
         'no Location': ('headers', {'headers': {'Location': None}}),
+        'no Location, strange headers': ('headers', {'headers': {
+            'Location': None, 'X-Strange': 'a\x1cb: c\x1b[2J\xff'}}),
         'http Location': ('headers', {'headers': {'Location': 'http://127.0.0.1/1'}}),
         'escapes in Location': ('headers', {'headers': {'Location': 'https://\x1b[2J\x9b1m\xff'}}),
         'no status': ('edit', {'edit': without('status')}),
