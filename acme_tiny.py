@@ -331,7 +331,7 @@ def https_opener(ca_bundle=None, proxy=None):
     and no_proxy from the environment). Raises OSError for a bundle that cannot be read.
     """
     import ssl, urllib.request
-    from http.client import BadStatusLine, HTTPSConnection
+    from http.client import BadStatusLine, HTTPSConnection, ImproperConnectionState
 
     class Socket(ssl.SSLSocket):  # a read timeout alone lets a drip of bytes go on for ever
         def recv_into(self, *args):
@@ -361,7 +361,8 @@ def https_opener(ca_bundle=None, proxy=None):
                     if not kept or not isinstance(error, gone):
                         raise
 
-    gone = ConnectionError, ssl.SSLError, BadStatusLine  # what a closed connection looks like
+    # What a connection looks like that the server closed, or whose last answer was not read
+    gone = ConnectionError, ssl.SSLError, BadStatusLine, ImproperConnectionState
     context = ssl.create_default_context(cafile=ca_bundle)
     context.sslsocket_class = Socket
     handler = Handler(context=context)
