@@ -10,7 +10,7 @@ Knot DNS, BIND, NSD and PowerDNS sign zones with TLSA records that live two seco
 them, nginx and postfix use the files of certificate lines that the embedded test CA certifies, and
 the key hooks are those of examples/. In each scenario `cron -k` runs about once a second, while two
 probes look ten times a second through one of two caches whether the service's key is in the records
-that a client would go by; one of these caches is flushed and filled again right before each change.
+that a client would go by; one of these caches is flushed and filled again before each change.
 openssl s_client and posttls-finger judge as well.
 
 All of it runs in network, mount and process namespaces of its own: nothing leaves the machine, and
@@ -55,9 +55,9 @@ class Failed(Exception):
     """A scenario did not go as it must."""
 
 
-# What fault() orders; before that, cache B is filled with what is about to change.
+# A hook that does what fault() orders.
 FAULTY_HOOK = '''#!/bin/sh
-{refill}
+{before}
 case "$(cat {fault} 2> /dev/null)" in
 silent) exit 0 ;;
 loud) echo "broken on purpose" >&2; exit 1 ;;
@@ -66,6 +66,15 @@ partial) export ONLY={zone.tlsa} ;;
 stuck) {knotc} zone-begin {zone.name}; sleep 1000 ;;
 esac
 {action}
+'''
+
+# Before a change of the zone, and only then: cache B gets the records that are about to be old.
+REFILL = '''
+want=$(letsencrypt-tiny -c {config} tlsa | awk '/^{zone.tlsa}/ {{ print toupper($NF) }}' | sort)
+have=$(dig +short +norecurse @{zone.servers[0]} {zone.tlsa} TLSA | awk '{{ print $4 $5 }}' | sort)
+if [ "$want" != "$have" ]; then
+{refill}
+fi
 '''
 
 
@@ -131,10 +140,13 @@ class Course:
             config = self.line.path('hook.conf')
             shutil.copy(self.line.config, config)
             self.line.set(tlsa=self.options.get('tlsa', self.zone.tlsa))
-        for kind, action in ('cert', service.reload), ('key', 'CONFIG=%s %s' % (config, hook)):
+        refill = REFILL.format(config=config, zone=self.zone,
+                               refill=self.lab.refill('B', self.zone))
+        for kind, before, action in ('cert', '', service.reload), (
+                'key', refill, 'CONFIG=%s %s' % (config, hook)):
             text = FAULTY_HOOK.format(
-                refill=self.lab.refill('B', self.zone), fault=self.line.path('fault-' + kind),
-                action=action, knotc=self.lab.file('bin', 'knotc'), zone=self.zone)
+                before=before, fault=self.line.path('fault-' + kind), action=action,
+                knotc=self.lab.file('bin', 'knotc'), zone=self.zone)
             path = self.line.path('post-%schange' % kind)
             with open(path, 'w') as file:
                 file.write(text)
@@ -272,11 +284,15 @@ class Course:
                 digests(server, name) == expected for name in self.names), 5,
                 'records of %s at %s' % (self.zone.name, server))
 
+    def both_published(self):
+        """Whether all servers of the zone have two keys."""
+        return all(len(digests(server, name)) == 2 for name in self.names
+                   for server in self.zone.servers)
+
     def published(self):
         """Run cron until both keys are in the zone."""
         self.expect(self.staged(), 'nothing is staged')
-        self.until(lambda: all(len(digests(server, name)) == 2 for name in self.names
-                               for server in self.zone.servers), 15, 'both keys in the zone')
+        self.until(self.both_published, 15, 'both keys in the zone')
 
     def write(self, found, ttl):
         """By hand, put records of these digests and no others into a zone of BIND."""
@@ -502,6 +518,7 @@ def ttl_lowered(course):
     for _ in range(2):
         course.write(digests(course.zone.servers[0], course.zone.tlsa), 4 * TTL)
         course.stage()
+        wait_for(course.both_published, 5, 'both keys in the zone')
         # The worst moment: the program's resolver, unlike cache B, has no old records.
         run('sh', '-c', course.lab.refill('C', course.zone))
         course.settle()
