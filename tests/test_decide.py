@@ -308,6 +308,8 @@ ROWS = [
      dict(PAIR, dns=[], state=state('A', 'B', hours=999, seen=NOW - HOUR, ttl=60))),
     ('seen for staging-hours, but not for 2 x TTL', WAIT, DANE,
      dict(PAIR, dns=[], state=state('A', 'B', hours=999, seen=NOW - 49 * HOUR, ttl=25 * HOUR))),
+    ('seen, then written anew', WAIT, DANE,
+     dict(PAIR, dns=[], state=state('A', 'B', hours=1, seen=NOW - 999 * HOUR, ttl=60))),
     ('seen for 2 x TTL', ('unstage', ''), DANE,
      dict(PAIR, dns=[], state=state('A', 'B', hours=999, seen=NOW - 50 * HOUR, ttl=25 * HOUR))),
     ('not in DNS: publish it again', ('hook', KEYCHANGE), DANE,
