@@ -5,11 +5,12 @@
 set -euo pipefail
 work=$1
 
+export DEBIAN_FRONTEND=noninteractive
 apt-get -qq update
+apt-get -qq install --no-install-recommends --no-upgrade \
+    ca-certificates git openssl python3 python3-venv shellcheck
 # The newest archive keys of this release: they must know the newer suite below.
-DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends \
-    ca-certificates debian-archive-keyring git openssl python3 python3-venv \
-    shellcheck
+apt-get -qq install --no-install-recommends debian-archive-keyring
 
 for venv in 'tools ruff==0.17.6 idna' 'peers acme-tiny==5.0.3 certbot==5.8.0'; do
     read -r folder packages <<<"$venv"
