@@ -87,7 +87,9 @@ def openssl(*args, stdin=b"", seconds=600):
     try:
         done = subprocess.run(("openssl", *args), input=stdin, capture_output=True, timeout=seconds,
                               start_new_session=True)
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired:
+        raise ToolError("openssl %s did not end within %d seconds" % (args[0], seconds))
+    except OSError as error:
         raise ToolError("cannot run openssl: %s" % error)
     if done.returncode:
         raise ToolError("openssl %s failed (status %d): %s" % (args[0], done.returncode, printable(

@@ -1215,8 +1215,8 @@ def tell_dns(run, facts, now):
     if run.force == "init" or "stage" in run.asked:
         pause = 2 * max(look_at_dns(config, facts)[1], facts.state.get("ttl", 0))
     if pause > config.staging_hours * HOUR:
-        say("staging-hours is less than twice the TTL of the TLSA records: a new key waits for %g "
-            "hours" % (pause / HOUR))
+        say("staging-hours is less than twice the TTL of the TLSA records: a new key waits for %d "
+            "seconds" % pause)
     if run.dns and step.what == "dns" and now > facts.state.get("published", now) + max(
             HOUR, 2 * facts.state.get("ttl", 0)):
         run.status = 1
