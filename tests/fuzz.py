@@ -9,6 +9,7 @@ state files. Whatever they hold: the program's own errors and no other, no hang,
 import argparse
 import base64
 import contextlib
+import functools
 import http.client
 import io
 import json
@@ -302,9 +303,7 @@ def seeds_config():
 def fuzz_state(data):
     """Everything that looks at the state; in its first byte, what else is there."""
     config, flags = facts_config(), data[0] if data else 0
-    os.makedirs(config.certs, exist_ok=True)
-    with open(tiny.place(config, 'live', 'state'), 'wb') as file:
-        file.write(data[1:])
+    write('line/certs/live.state', data[1:])
     state = tiny.read_state(config, NOW)
     key = tiny.Key('a' * 64, 'ec-p256', 256, NOW - 400 * 86400 * (flags & 1))
     crt = tiny.Crt(tuple(NAMES), NOW - 86400, NOW + 89 * 86400 * (flags >> 1 & 1), key.spki, 'c')
@@ -339,7 +338,9 @@ def refuse(*args):
     raise acme.AcmeError('refused')
 
 
+@functools.lru_cache()
 def facts_config():
+    write('line/certs/live.crt', CHAIN.encode())
     write('config', CONFIG.replace('/etc/le', folder('line')).encode() + (
         'post-certchange = /bin/true\npost-keychange = /bin/true\n').encode())
     return tiny.read_config(folder('config'))
@@ -355,8 +356,8 @@ def seeds_state():
               {'challenges': ['/nowhere/x'], 'owed': ['c', 'post-certchange']},
               {'retry': dict(retry, count=-5, names=[]), 'seen': 1e300, 'ttl': -1}, [['a', 1]]]
     texts = [json.dumps(state) for state in states]
-    texts += ['{"retry": NaN, "seen": Infinity, "ttl": NaN}', '{"keychange": %s1%s}' % (
-        '[' * 300, ']' * 300)]
+    texts += ['{"retry": NaN, "seen": Infinity, "ttl": NaN}'] + [
+        '{"keychange": %s1%s}' % ('[' * depth, ']' * depth) for depth in (300, 1200)]
     return [bytes([flags]) + text.encode() for text in texts for flags in (0, 3, 15)]
 
 
@@ -463,7 +464,6 @@ def fuzz_dns(data):
         piece = pieces.pop(0) if pieces else b''
         return query[:2] + piece[:10] + query[12:-11] + piece[10:]
 
-    write('line/certs/live.crt', CHAIN.encode())
     config = facts_config()
     key = tiny.Key('a' * 64, 'ec-p256', 256, NOW)
     with mock.patch.object(tiny, 'dns_send', send):
@@ -509,9 +509,12 @@ def folder(name):
 
 
 def write(name, data):
-    os.makedirs(os.path.dirname(folder(name)), exist_ok=True)
-    with open(folder(name), 'wb') as file:
-        file.write(data)
+    try:
+        with open(folder(name), 'wb') as file:
+            file.write(data)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(folder(name)))
+        write(name, data)
 
 
 def guided(name, seconds, seed):
@@ -520,11 +523,11 @@ def guided(name, seconds, seed):
     load(atheris)
     function, seeds = TARGETS[name]
     for number, data in enumerate(seeds()):
-        write('%s/%d' % (name, number), data)
+        write('corpus-%s/%d' % (name, number), data)
     atheris.Setup([sys.argv[0], '-max_total_time=%d' % max(1, seconds), '-seed=%d' % seed,
                    '-timeout=%d' % INPUT_SECONDS, '-rss_limit_mb=%d' % MEGABYTES,
                    '-max_len=%d' % INPUT_BYTES, '-artifact_prefix=' + folder('found-'),
-                   '-print_final_stats=1', folder(name)], function)
+                   '-print_final_stats=1', folder('corpus-' + name)], function)
     atheris.Fuzz()
 
 
