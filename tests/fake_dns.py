@@ -23,12 +23,13 @@ QR, AA, TC, RD, RA, AD = 0x8000, 0x400, 0x200, 0x100, 0x80, 0x20
 CODES = {'servfail': SERVFAIL, 'nxdomain': NXDOMAIN, 'refused': REFUSED}
 
 # What a fault does: another code instead of an answer (see CODES); no answer ('silent'), a late
-# one ('slow'), a TCP answer that takes for ever ('dribble'); an answer only by TCP ('truncated');
-# no AD, no AA, no SOA in the authority section; or a message that is none: bytes at random
+# one ('slow'); an answer only by TCP ('truncated'), there taking for ever ('dribble') or broken off
+# in the middle ('hang-up'); no AD, no AA, no SOA in the authority section; or a message that is none: bytes at random
 # ('garbage'), half of one ('cut'), a name that points at itself ('loop'), for another query
 # ('wrong-id', 'wrong-question'), the query itself ('echo').
-FAULTS = {*CODES, 'silent', 'slow', 'dribble', 'truncated', 'no-ad', 'no-aa', 'no-soa', 'garbage',
-          'cut', 'loop', 'wrong-id', 'wrong-question', 'echo'}
+FAULTS = {*CODES, 'silent', 'slow', 'truncated', 'dribble', 'hang-up', 'no-ad', 'no-aa', 'no-soa',
+          'garbage', 'cut', 'loop', 'wrong-id', 'wrong-question', 'echo'}
+BY_TCP = {'truncated', 'dribble', 'hang-up'}
 
 
 def plain(name):
@@ -273,9 +274,14 @@ class FakeDNS:
                 message = stream.read(int.from_bytes(size, 'big'))
                 if not message:
                     break
-                answer, pause = self.respond(message, 'tcp', port)
+                answer, faults = self.respond(message, 'tcp', port)
                 data = len(answer).to_bytes(2, 'big') + answer if answer else b''
-                step = 1 if pause else len(data)
+                if 'hang-up' in faults:
+                    connection.sendall(data[:len(data) // 2])
+                    break
+                step, pause = len(data), 0
+                if 'dribble' in faults:
+                    step, pause = 1, faults['dribble'].seconds
                 while data and not self.stopped.wait(pause):
                     connection.sendall(data[:step])
                     data = data[step:]
@@ -284,12 +290,12 @@ class FakeDNS:
     # -- answers
 
     def respond(self, message, way, port):
-        """(answer, pause) to a message: bytes, b'' for none; seconds between two bytes of it."""
+        """(answer, faults) to a message: bytes, b'' for none; {what: fault} that struck it."""
         try:
             query = read_query(message)
         except ValueError:
             self.broken.append(message)
-            return b'', 0
+            return b'', {}
         query.way, query.port, query.time, query.sent = way, port, time.time(), None
         self.queries.append(query)
         faults = {fault.what: fault for fault in self.due_faults(query)}
@@ -297,7 +303,7 @@ class FakeDNS:
             self.stopped.wait(faults['slow'].seconds)
         answer = self.answer(query, message, way, faults)
         query.sent = time.time() if answer else None
-        return answer, faults['dribble'].seconds if 'dribble' in faults else 0
+        return answer, faults
 
     def due_faults(self, query):
         """The faults that concern a query, counted."""
@@ -345,7 +351,7 @@ class FakeDNS:
             at = len(writer.data)
             return writer.done() + struct.pack('!H2HIH', 0xc000 | at, query.number, 1, 60, 0)
         room = max(512, query.edns or 512)
-        if way == 'udp' and ('truncated' in faults or 'dribble' in faults or len(whole) > room):
+        if way == 'udp' and (BY_TCP & set(faults) or len(whole) > room):
             return self.write(query, ident, flags | TC, name, [], [])
         return whole[:len(whole) - 15] if 'cut' in faults else whole
 

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
@@ -99,7 +98,14 @@ class World:
 
     @classmethod
     def start(cls):
-        unittest.addModuleCleanup(cls.stop)
+        try:
+            cls.make()
+        except BaseException:
+            cls.stop()
+            raise
+
+    @classmethod
+    def make(cls):
         cls.folder = tempfile.mkdtemp(prefix='dane-')
         cls.ca = FakeCA(reuse_authz=True).start()
         cls.process = subprocess.Popen(
@@ -149,7 +155,7 @@ class World:
                 file.read().decode('utf-8', 'replace') for file in (out, err)))
 
 
-setUpModule = World.start
+setUpModule, tearDownModule = World.start, World.stop
 
 
 def tlsa_line(digest, ttl=60, name=NAME):

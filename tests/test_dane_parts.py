@@ -361,6 +361,17 @@ class Asking(unittest.TestCase):
         with ten_times_as_fast():
             self.refused()
 
+    def test_half_an_answer_by_tcp(self):
+        """Whatever was in the other half: the rest of a record set, for example."""
+        for count in 0, 1, 5, 40:
+            self.dns.records = ''.join('%s 60 TLSA 3 1 1 %064x\n' % (NAME, number)
+                                       for number in range(count))
+            self.dns.clear()
+            self.dns.fault('hang-up')
+            with self.subTest(count), ten_times_as_fast():
+                self.refused()
+        self.assertTrue(self.dns.count(way='tcp'))
+
     def test_an_answer_that_never_ends(self):
         """A server that sends a byte now and then cannot hold up the run."""
         self.dns.records = ''.join('%s 60 TLSA 3 1 1 %064x\n' % (NAME, count)
