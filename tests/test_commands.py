@@ -21,7 +21,8 @@ DAY, HOUR = 86400, 3600
 BUSY = 75
 
 # Starting Python and reading the program is most of a run. So this process does that once, and
-# forks for each run: reads jobs (JSON: args, env, out, err, seconds), writes exit statuses.
+# forks for each run: reads jobs (JSON: args, env, out, err, seconds, clock: what to run first to
+# have another one, argv for that), writes exit statuses.
 NURSERY = r'''
 import json, os, runpy, signal, sys, traceback
 import http.client, ssl, subprocess, urllib.request  # which a run may need
@@ -38,6 +39,8 @@ for line in sys.stdin:
                 os.dup2(os.open(path, os.O_RDWR), fd)
             os.environ.clear()
             os.environ.update(job["env"])
+            sys.argv = job["argv"]
+            exec(job["clock"], {})
             status = main(job["args"])
         except SystemExit as stop:
             status = stop.code
@@ -55,7 +58,7 @@ class Nursery:
     process = None
 
     @classmethod
-    def run(cls, args, env, seconds):
+    def run(cls, args, env, seconds, now=None):
         """Run the program; a CompletedProcess (text)."""
         if cls.process is None:
             cls.process = subprocess.Popen(
@@ -63,7 +66,9 @@ class Nursery:
                 stdout=subprocess.PIPE, encoding='ascii', cwd='/')
             atexit.register(cls.stop)
         with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
-            job = {'args': args, 'env': env, 'seconds': seconds, 'out': out.name, 'err': err.name}
+            clock, rest, _ = support.OTHER_CLOCK.partition('sys.argv = ')
+            job = {'args': args, 'env': env, 'seconds': seconds, 'out': out.name, 'err': err.name,
+                   'clock': clock if rest and now is not None else '', 'argv': ['', repr(now)]}
             cls.process.stdin.write(json.dumps(job) + '\n')
             cls.process.stdin.flush()
             status = int(cls.process.stdout.readline())
@@ -78,12 +83,12 @@ class Nursery:
 class Line(support.Line):
     """As support.Line, but run() forks where it can; real: it starts a Python of its own."""
 
-    def run(self, *args, check=None, hooks=False, env=None, timeout=60, real=False, **options):
-        if real or options:
-            return super().run(*args, check=check, hooks=hooks, env=env, timeout=timeout, **options)
+    def run(self, *args, check=None, hooks=False, env=None, timeout=60, now=None, real=False):
+        if real:
+            return super().run(*args, check=check, hooks=hooks, env=env, timeout=timeout, now=now)
         words = ['-c', self.config, *(['-k'] if hooks else []), *args]
         done = Nursery.run(words, dict({'PATH': os.environ['PATH'], 'HOME': self.folder.name,
-                                        'LANG': 'C'}, **(env or {})), timeout)
+                                        'LANG': 'C'}, **(env or {})), timeout, now)
         if check not in (None, done.returncode):
             raise AssertionError('%s: exit status %s instead of %s\n--- stdout\n%s--- stderr\n%s'
                                  % (' '.join(args), done.returncode, check, done.stdout,
@@ -101,7 +106,7 @@ def plant(line, ca, which='live', kind='ec', age=1, life=90, names=('example.org
         new_key(line.key(which), kind)
     if not os.path.exists(line.path('account.key')):
         new_key(line.path('account.key'))
-    public = openssl('pkey', '-in', line.key(key or which), '-pubout', '-outform', 'DER')
+    public = public_key(line.key(key or which))
     start = time.time() - age * DAY
     der = ca.pki.certificate(names[0], public, (start, start + life * DAY),
                              [tlv(0x82, name.encode()) for name in names])
@@ -112,12 +117,27 @@ def plant(line, ca, which='live', kind='ec', age=1, life=90, names=('example.org
         os.utime(path, (start, start))
 
 
+KEYS = {'ec': [], 'rsa': []}    # of each kind, (PEM, public key in DER), and how many
+OPTION = {'ec': ('ec_paramgen_curve:P-256', 12), 'rsa': ('rsa_keygen_bits:2048', 1)}
+
+
 def new_key(path, kind='ec', mode=0o600):
-    """A new private key as PKCS#8: 'ec' or 'rsa'."""
-    option = {'ec': 'ec_paramgen_curve:P-256', 'rsa': 'rsa_keygen_bits:2048'}[kind]
-    with open(path, 'wb') as file:
-        file.write(openssl('genpkey', '-algorithm', kind.upper(), '-pkeyopt', option))
+    """A private key as PKCS#8: 'ec' or 'rsa'. A few are enough, if no line meets one again."""
+    option, enough = OPTION[kind]
+    if len(KEYS[kind]) < enough:
+        text = openssl('genpkey', '-algorithm', kind.upper(), '-pkeyopt', option)
+        write(path, text)
+        KEYS[kind].append((text, openssl('pkey', '-in', path, '-pubout', '-outform', 'DER')))
+    else:
+        KEYS[kind].append(KEYS[kind].pop(0))
+    write(path, KEYS[kind][-1][0])
     os.chmod(path, mode)
+
+
+def public_key(path):
+    """The public key (DER) of a key file."""
+    known = dict(KEYS['ec'] + KEYS['rsa']).get(read(path))
+    return known or openssl('pkey', '-in', path, '-pubout', '-outform', 'DER')
 
 
 def as_pkcs1(path):
@@ -580,17 +600,15 @@ class Broken(Case):
         line = self.settled()
         key = read(line.key())
         plant(line, self.ca, 'other')
-        chain = read(line.crt()).decode()
-        for data in (b'garbage', b'', b'\xff\0' * 50, read(line.crt('other')), read(line.key()),
-                     chain[:len(chain) // 3].encode(), chain[len(chain) // 2:].encode()):
+        chain = read(line.crt())
+        for data in b'', b'\xff\0garbage', read(line.crt('other')), chain[len(chain) // 2:]:
             write(line.crt(), data)
             line.run('cron', check=0)
             self.good()
             self.kept(data)
             self.assertEqual(read(line.key()), key)
             self.silent()
-            # five for the same names is all that a CA gives in a week
-        self.assertEqual(len(self.orders()), 7)
+        self.assertEqual(len(self.orders()), 4)
 
     def test_another_pair_by_hand(self):
         line = self.settled(['post-certchange', 'post-keychange'])
@@ -726,14 +744,15 @@ class State(Case):
                  'directory': self.ca.directory_url, 'error': 'x'}
         strange = [{'challenges': ['/\0/token']}, {'challenges': ['/x\ud800/token']},
                    {'challenges': ['/' + 'x/' * 5000 + 'token']}, {'owed': deep},
-                   {'retry': dict(retry, count=-100)}, {'retry': dict(retry, count=10**300)},
-                   {'retry': dict(retry, error='\ud800\x1b[2J')},
-                   {'account': {'directory': self.ca.directory_url, 'url': '\ud800',
-                                'thumbprint': ''}}, {'seen': 10**300}, {'what': 'is this'}]
+                   {'seen': 10**300}, {'what': 'is this'}, {'retry': dict(retry, count=-100)},
+                   {'retry': dict(retry, count=10**300, error='\ud800\x1b[2J'), 'account': {
+                       'directory': self.ca.directory_url, 'url': '\ud800', 'thumbprint': ''}}]
         for entry in strange:
             with self.subTest(str(entry)[:60]):
                 write(line.path('certs', 'live.state'), json.dumps(dict(good, **entry)))
-                plant(line, self.ca, age=65, key='live')
+                if 'retry' in entry:
+                    plant(line, self.ca, age=65, key='live')
+                line.run('status')
                 done = line.run('cron', hooks=True)
                 self.assertEqual(done.returncode, 0, done.stderr)
                 self.assertNotIn('Traceback', done.stderr)
@@ -801,10 +820,9 @@ class Ground(Case):
         self.ca.clock_offset = 0
 
     def test_mode_is_inherited(self):
-        for some in 0o640, 0o400:
-            line = self.settled(staging_hours=48)
-            os.chmod(line.key(), some)
-            self.check_inherited((some, os.geteuid(), os.stat(line.key()).st_gid))
+        line = self.settled(staging_hours=48)
+        os.chmod(line.key(), 0o440)
+        self.check_inherited((0o440, os.geteuid(), os.stat(line.key()).st_gid))
 
     @unittest.skipIf(os.geteuid(), 'only root may give files away')
     def test_owner_and_group_are_inherited(self):
@@ -1070,7 +1088,7 @@ class Surroundings(Case):
 
     def test_closed_descriptors(self):
         line = self.talking()
-        for script in ('exec <&-', 'exec >&-', 'exec 2>&-', 'exec <&- >&- 2>&-'):
+        for script in 'exec >&-', 'exec <&- >&- 2>&-':
             self.check_renewed(script)
             self.assertEqual(read(line.path('own')), b'only this\n')
             for path in line.key(), line.crt(), line.path('certs', 'live.state'):
@@ -1101,7 +1119,6 @@ class Surroundings(Case):
 
     def test_working_directory(self):
         line = self.talking()
-        self.check_renewed('cd /')
         self.check_renewed('mkdir {0}; cd {0}; rmdir {0}'.format(line.path('gone')))
 
     def test_config_by_relative_path(self):
@@ -1113,12 +1130,11 @@ class Surroundings(Case):
 
     def test_little_memory(self):
         self.talking()
-        self.check_renewed('ulimit -v 65536')
-        self.check_renewed('ulimit -d 65536')
+        self.check_renewed('ulimit -v 65536; ulimit -d 65536')
 
-    def test_few_descriptors_and_no_core(self):
+    def test_few_descriptors(self):
         self.talking()
-        self.check_renewed('ulimit -n 32; ulimit -c 0')
+        self.check_renewed('ulimit -n 32')
 
     def test_secrets_stay_out_of_core_files(self):
         line = self.settled()
@@ -1143,6 +1159,21 @@ class Surroundings(Case):
                     self.assertIn(word, done.stderr)
         self.ca.clock_offset = 2 * DAY
         self.assertIn('live', line.run('cron', check=0, now=time.time() + 2 * DAY).stdout)
+
+    def test_clock_that_nobody_can_compare(self):
+        """As after a start without a battery and, yet, without a network: no key goes live before
+        its time, and no time of waiting begins in the past."""
+        line = self.settled(['post-certchange', 'post-keychange'], staging_hours=48)
+        line.run('renew', '--new-key', hooks=True, check=0)
+        live = spki(line.key())
+        self.ca.fault('directory', 'drop', times=None)
+        line.run('cron', hooks=True, now=time.time() + 20 * DAY)
+        self.assertEqual(spki(line.key()), live)
+        line.edit_state(lambda state: state.pop('keychange'))
+        line.run('cron', hooks=True, now=time.time() - 20 * DAY)
+        self.ca.faults.clear()
+        line.run('cron', hooks=True, check=0)
+        self.assertEqual(spki(line.key()), live)
 
     def test_clock_ahead_for_days(self):
         """Else a certificate is ordered each day, until the CA gives no more for a week."""
