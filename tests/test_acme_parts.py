@@ -1,10 +1,12 @@
 """The pieces of acme_tiny: DER, keys, certificates, requests, signatures, texts; openssl judges."""
 import base64
 import calendar
+import datetime
 import email.message
 import email.utils
 import hashlib
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -201,9 +203,9 @@ class Certificates(Openssl):
 
     def dates(self, start, end):
         """(not before, not after) of a certificate with these points in time (str or number)."""
-        pki = PKI.get('ec', 1)
-        return acme_tiny.parse_certificate(pki.certificate(
-            'example.org', self.public('p256'), (start, end)))[1:3]
+        found = acme_tiny.parse_certificate(PKI.get('ec', 1).certificate(
+            'example.org', self.public('p256'), (start, end)))
+        return found.not_before, found.not_after
 
     def test_dates(self):
         # RFC 5280: two digits mean 1950 to 2049; four digits are for later years.
@@ -212,16 +214,34 @@ class Certificates(Openssl):
             when = calendar.timegm(time.strptime(text, '%Y-%m-%d %H:%M:%S'))
             data = time.strftime('%y%m%d%H%M%SZ', time.gmtime(when)).encode()
             self.assertEqual(acme_tiny.der_time(0x17, data), when, text)
-        for year in 2050, 2051, 2099, 2400, 9999:
+        for year in 2049, 2050, 9999:
             when = calendar.timegm((year, 3, 4, 5, 6, 7))
             self.assertEqual(self.dates(1000000000, when), (1000000000, when))
+
+    def test_all_dates(self):
+        """The first and the last second of each month, in many years."""
+        moment = datetime.datetime(2, 1, 1, tzinfo=datetime.timezone.utc)
+        years = {*range(1895, 2110), *range(2, 9999, 100), *range(4, 10000, 100), 9999}
+        for year, month in itertools.product(years, range(1, 13)):
+            start = moment.replace(year=year, month=month)
+            seconds = int(start.timestamp())
+            last = start - datetime.timedelta(seconds=1)
+            for text, when in (('%04d%02d01000000Z' % (year, month), seconds), (
+                    '%04d%02d%02d235959Z' % (last.year, last.month, last.day), seconds - 1)):
+                self.assertEqual(acme_tiny.der_time(0x18, text.encode()), when, text)
 
     def test_dates_that_are_none(self):
         for tag, data in ((0x17, b''), (0x17, b'260230000000Z'), (0x17, b'261323000000Z'),
                           (0x17, b'2611230000Z'), (0x17, b'261123000000+0100'),
                           (0x17, b'26112300000\xb2Z'), (0x18, b'261123000000Z'),
                           (0x18, b'00001123000000Z'), (0x18, b'20261123000000.5Z'),
-                          (0x17, b'2611230000:0Z'), (0x18, b'20261123246060Z')):
+                          (0x17, b'2611230000:0Z'), (0x18, b'20261123246060Z'),
+                          (0x17, b'270229000000Z'), (0x18, b'21000229000000Z'),
+                          (0x17, b'260431000000Z'), (0x17, b'260400000000Z'),
+                          (0x17, b'260001000000Z'), (0x17, b'260401240000Z'),
+                          (0x17, b'260401006000Z'), (0x17, b'260401000060Z'),
+                          (0x17, b'2604010000-1Z'), (0x17, b'260401000000z'),
+                          (0x18, b'20260401000000Z\n'), (0x18, b' 2026040100000Z')):
             with self.subTest(data), self.assertRaises(ValueError):
                 acme_tiny.der_time(tag, data)
 
