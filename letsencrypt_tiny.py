@@ -417,12 +417,14 @@ def hook_step(config, facts):
             return step
         if (staged_pair(facts) and config.tlsa and facts.dns is None
                 and "ttl" not in facts.state):  # how long may caches hold what is there now?
-            return Step("look", "dns", "Looking at DNS")
+            return Step("look", "dns", "Looking at DNS", "which TTL have its records?")
+        if staged_pair(facts) and config.tlsa and "ttl" not in facts.state:
+            return None
         known = facts.state.get("keychange", [] if facts.force == "init" else [""])
         if not config.served or set(known) <= {*keys_of(facts), None}:
             return step
         if facts.served is None:  # else the key that a service uses could leave DNS
-            return Step("look", "served", "Looking at the services")
+            return Step("look", "served", "Looking at the services", "a key leaves DNS")
         if not facts.served:
             return step
         if config.post_certchange and "post-certchange" not in facts.asked:
@@ -513,15 +515,13 @@ def unstage_step(config, facts, now):
     if facts.force == "now":
         return Step("unstage", "", "Making '%s' live at once (until the old TLSA records are out "
                     "of all caches, who has them refuses it)" % name, "asked for", now)
-    if config.standby == "yes" and now < old_time(config, facts):
-        return Step("wait", "", "", "'%s' stands by" % name, old_time(config, facts))
     if config.post_keychange and config.staging_hours and (
             since is None or facts.state.get("keychange") != keys_of(facts)):
         return Step("wait", "", "", "'%s' waits for post-keychange (-k)" % name, now)
     if config.staging_hours and since is None and not config.tlsa:
         return Step("publish", "", "Starting the staging time of '%s'" % name, "its pair is there")
     if config.tlsa and facts.dns is None:
-        return Step("look", "dns", "Looking at DNS")
+        return Step("look", "dns", "Looking at DNS", "'%s' is staged" % name)
     if config.tlsa and facts.dns:
         again = config.post_keychange and facts.hooks and "post-keychange" not in facts.asked
         why = "'%s' waits: %s" % (name, "; ".join(facts.dns))
@@ -532,6 +532,8 @@ def unstage_step(config, facts, now):
     if config.tlsa:
         due = max(facts.state.get("seen", now), since or 0) + max(
             pause, 2 * facts.state.get("ttl", 0))
+    if config.standby == "yes" and now < old_time(config, facts):
+        return Step("wait", "", "", "'%s' stands by to go live" % name, old_time(config, facts))
     if now < due:
         return Step("wait", "dns" if config.tlsa else "", "", "'%s' goes live" % name, due)
     return Step("unstage", "", "Making '%s' live" % name, "the staging time is over", due)
@@ -782,7 +784,10 @@ def dns_send(server, query, way):
         data, end = b"", time.monotonic() + 2
         while len(data) < 2 or len(data) < 2 + int.from_bytes(data[:2], "big"):
             sock.settimeout(max(0.01, end - time.monotonic()))
-            data += sock.recv(4096) or b"\0" * 65537  # closed too early: not the answer
+            more = sock.recv(4096)
+            if not more:
+                raise ConnectionError("it breaks off")
+            data += more
         return data[2:]
 
 
@@ -817,8 +822,9 @@ def dns_resolver(config):
     return config.dns_resolver or (found.group(1).decode() if found else "127.0.0.1")
 
 
-def dns_resolve(config, name, kind):
-    """The validated Answer of the resolver. Raises ValueError if it is not to be believed."""
+def dns_resolve(config, name, kind, validated=True):
+    """The Answer of the resolver. Raises ValueError if there is none, or one not to be believed;
+    with validated=False the latter gives None."""
     server = dns_resolver(config)
     answer = dns_ask(server, name, kind)
     if answer.code not in (0, 3):
@@ -826,6 +832,8 @@ def dns_resolve(config, name, kind):
                          "bogus?" if answer.code == 2 else "gives error %d" % answer.code))
     near = config.dns_resolver or re.match(r"127\.|::1(@|\Z)", server)
     if not (answer.authentic and near or answer.authoritative and config.dns_resolver):
+        if not validated:
+            return None
         raise ValueError("%s: the answer of the resolver %s is not validated: %s" % (
             name, server, "it is not on this machine: name it as dns-resolver if you trust it"
             if not near else "it has AA, but no AD: name it as dns-resolver if it is the zone's own"
@@ -853,8 +861,8 @@ def dns_own(config, owner):
     servers = [[server] for server in config.dns_servers or ()]
     if not servers:
         soa = dns_resolve(config, owner, SOA)
-        zone = [record[0] for record in soa.records + soa.authority if record[1] == SOA][0]
-        for name in dns_follow(dns_resolve(config, zone, NS), zone, NS)[2]:
+        zone = [record[0] for record in soa.records + soa.authority if record[1] == SOA] or [owner]
+        for name in dns_follow(dns_resolve(config, zone[0], NS), zone[0], NS)[2]:
             servers.append([socket.inet_ntop(family, data) for kind, family in (
                 (A, socket.AF_INET), (AAAA, socket.AF_INET6)) for data in dns_follow(
                     dns_ask(dns_resolver(config), name, kind), name, kind)[2]])
@@ -870,23 +878,19 @@ def dns_own(config, owner):
             raise error
     lame = [address for address, _, answer in found if not answer.authoritative]
     if lame or not found:
-        raise ValueError("%s is no server of its zone" % " ".join(lame or ["there"]))
+        raise ValueError("%s: %s" % (owner, "%s is no server of its zone" % " ".join(lame) if lame
+                                     else "its zone's own servers are not found: set dns-servers"))
     return found
 
 
 def tlsa_base(config, name):
     """The name (str) at which clients look for a TLSA name's records: if its host is an alias,
     first at the alias' end (RFC 7671 section 7). Raises ValueError, OSError."""
-    port, protocol, host = name.split(".", 2)
-    try:
-        target = dns_follow(dns_resolve(config, host, A), host, A)[0]
-        other = "%s.%s.%s" % (port, protocol, target)
-        if target != host.rstrip(".").lower() and dns_follow(
-                dns_resolve(config, other, TLSA), other, TLSA)[2]:
-            return other
-    except ValueError:
-        pass  # an alias that is not validated is not followed
-    return name
+    port, protocol, host = name.rstrip(".").lower().split(".", 2)
+    alias = dns_resolve(config, host, A, False)  # one that is not validated is not followed
+    other = "%s.%s.%s" % (port, protocol, dns_follow(alias, host, A)[0] if alias else host)
+    there = other != name and dns_resolve(config, other, TLSA, False)
+    return other if there and dns_follow(there, other, TLSA)[2] else name
 
 
 def tlsa_compare(found, chains):
@@ -912,33 +916,37 @@ def tlsa_compare(found, chains):
 
 def look_at_dns(config, facts):
     """(problems, TTL, stale): what keeps the keys on disk from being published for all (list of
-    str, [] if nothing does), the records' largest TTL (seconds), records of other keys (str)."""
-    problems, ttl, stale, chains = [], 0, [], {}
+    str, [] if nothing does), the records' largest TTL (seconds, None if there is no telling),
+    records of other keys (list of str)."""
+    problems, ttls, stale, chains = [], [], [], {}
     for which in ["live", "staging"] if staged_pair(facts) else ["live"]:
         file = place(config, which, "crt")
         try:
-            chains[getattr(config, which)] = [
-                data for _, data in pem((read_file(file) or b"").decode("ascii", "replace"))]
+            chain = [data for _, data in pem((read_file(file) or b"").decode("ascii", "replace"))]
+            chains[getattr(config, which)] = [data for data in chain if parse_certificate(data)]
         except ValueError as error:
-            return ["%s: %s" % (file, error)], 0, []
-
+            return ["%s: %s" % (file, error)], None, []
     for name in config.tlsa:
+        base, answers = name, []
         try:
             base = tlsa_base(config, name)
             answer = dns_resolve(config, base, TLSA)
-            answers = [("the resolver", base, answer)]
-            answers += dns_own(config, dns_follow(answer, base, TLSA)[0])
+            answers.append(("the resolver", base, answer))
+            base = dns_follow(answer, base, TLSA)[0]
         except (OSError, ValueError, IndexError) as error:
             problems.append("%s: %s" % (name, reason(error)))
-            continue
+        try:
+            answers += dns_own(config, base)
+        except (OSError, ValueError, IndexError) as error:
+            problems.append("%s: %s" % (name, reason(error)))
         for server, owner, answer in answers:
-            _, seconds, found = dns_follow(answer, owner, TLSA)
+            _, ttl, found = dns_follow(answer, owner, TLSA)
             missing, other = tlsa_compare(found, chains)
-            ttl = max(ttl, seconds)
+            ttls.append(ttl)
             problems += ["%s: %s says %s" % (owner, server, text) for text in missing]
             stale += ["%s: %s" % (owner, " ".join(map(str, [*record[:3], record[3:].hex()])))
                       for record in other]
-    return problems, ttl, sorted(set(stale))
+    return list(dict.fromkeys(problems)), max(ttls, default=None), sorted(set(stale))
 
 
 def look_at_services(config, facts):
@@ -1017,7 +1025,8 @@ def perform(run, facts, step):
         run_hook(config, facts, step.what)
     elif step.verb == "look" and step.what == "dns":
         run.dns, ttl, _ = look_at_dns(config, facts)
-        update_state(config, ttl=max(ttl, facts.state.get("ttl", 0.0)), seen=None if run.dns else
+        known = [some for some in (ttl, facts.state.get("ttl")) if some is not None]
+        update_state(config, ttl=max(known, default=None), seen=None if run.dns else
                      facts.state.get("seen") or time.time())
     elif step.verb == "look":
         for pause in (1, 1, 1, 1, 0):  # a service may take a moment to reload
@@ -1211,18 +1220,18 @@ def conclude(run, facts, step, now):
 
 def tell_dns(run, facts, now):
     """Tell a staging time that is too short, and once a day what a staged key waits for."""
-    config, step, pause = run.config, unstage_step(run.config, facts, now), 0
+    config, step = run.config, unstage_step(run.config, facts, now)
+    ttl = facts.state.get("ttl", 0)
     if run.force == "init" or "stage" in run.asked:
-        pause = 2 * max(look_at_dns(config, facts)[1], facts.state.get("ttl", 0))
-    if pause > config.staging_hours * HOUR:
-        say("staging-hours is less than twice the TTL of the TLSA records: a new key waits for %d "
-            "seconds" % pause)
-    if run.dns and step.what == "dns" and now > facts.state.get("published", now) + max(
-            HOUR, 2 * facts.state.get("ttl", 0)):
-        run.status = 1
+        ttl = max(ttl, look_at_dns(config, facts)[1] or 0)
+        if 2 * ttl > config.staging_hours * HOUR:
+            say("staging-hours is less than twice the TTL of the TLSA records: a new key waits for "
+                "%d seconds" % (2 * ttl))
     if run.hooks and step.what == "dns" and now >= facts.state.get("told", 0) + DAY - HOUR:
         say("%s, %s" % (step.why, "to be tried again" if run.dns else utc(step.when)))
         update_state(config, told=now)
+        if run.dns and now > facts.state.get("published", now) + max(HOUR, 2 * ttl):
+            run.status = 1
 
 
 # ---- Commands -----------------------------------------------------------------------------------
@@ -1321,7 +1330,7 @@ def tlsa(config, form, ttl):
     if form == "--check":
         problems, found, stale = look_at_dns(config, facts)
         problems += ["%s fits no key of this line" % record for record in stale]
-        if 2 * found > config.staging_hours * HOUR:
+        if found and 2 * found > config.staging_hours * HOUR:
             problems.append("the records' TTL is %d s: a new key waits for twice that, longer than "
                             "staging-hours" % found)
         say("\n".join(problems) or "DNS holds what it must")
@@ -1396,7 +1405,8 @@ def main(argv=None):
     fits = {"init": set(), "renew": {"--new-key", "--now", "-n", "--dry-run"}, "status": set(),
             "cron": {"-n", "--dry-run"}, "tlsa": {"--json", "--nsupdate", "--check", "--ttl"}}
     if not files or command not in fits or "--now" in flags and "--new-key" not in flags or (
-            flags - {"-c", "--config", "-k", "--hooks"} - fits[command]):
+            flags - {"-c", "--config", "-k", "--hooks"} - fits[command]) or (
+            len(flags & {"--json", "--nsupdate", "--check"}) > 1):
         emit(2, "letsencrypt-tiny: give -c CONFIG and one of %s, with its options; see --help" % (
             ", ".join(fits)))
         return 2
