@@ -8,11 +8,11 @@ work=$1
 export DEBIAN_FRONTEND=noninteractive
 apt-get -qq update
 apt-get -qq install --no-install-recommends --no-upgrade \
-    ca-certificates git openssl python3 python3-venv shellcheck
+    ca-certificates git openssl python3 python3-venv shellcheck strace
 # The newest archive keys of this release: they must know the newer suite below.
 apt-get -qq install --no-install-recommends debian-archive-keyring
 
-for venv in 'tools ruff==0.17.6 idna' 'peers acme-tiny==5.0.3 certbot==5.8.0'; do
+for venv in 'tools ruff==0.17.6 idna' 'fuzz atheris' 'peers acme-tiny==5.0.3 certbot==5.8.0'; do
     read -r folder packages <<<"$venv"
     /usr/bin/python3 -m venv "$work/$folder"
     # shellcheck disable=SC2086  # several packages
