@@ -365,6 +365,16 @@ class Life(Case):
         self.good()
         self.silent(**self.at(21.7))
 
+    def test_each_key_waits_for_itself(self):
+        """Also where no hook is there to tell when it was published."""
+        line = self.settled(max_key_age_days=20, staging_hours=48)
+        for start in 20, 45:
+            key = read(line.key())
+            for days, live in (0, key), (1.9, key), (2.1, None):
+                line.run('cron', check=0, **self.at(start + days))
+                self.assertEqual(os.path.exists(line.key('staging')), live is not None)
+                self.assertEqual(read(line.key()) == key, live is not None)
+
     def test_renewal_while_a_key_is_staged(self):
         line = self.settled(['post-certchange', 'post-keychange'], staging_hours=48)
         line.run('renew', '--new-key', hooks=True, check=0)
@@ -885,6 +895,19 @@ class Ground(Case):
         self.good()
         self.assertEqual(len(self.kept()), 2)
 
+    def test_live_files_that_are_links(self):
+        """What they led to is kept."""
+        line = self.settled()
+        for path in line.key(), line.crt():
+            os.rename(path, path + '.real')
+            os.symlink(os.path.basename(path) + '.real', path)
+        old = read(line.key()), read(line.crt())
+        line.age('live', 400)
+        line.run('cron', check=0)
+        self.assertNotEqual(read(line.key()), old[0])
+        self.good()
+        self.kept(*old)
+
     def test_names_with_spaces(self):
         line = self.use()
         for name in 'my config', 'my certs', 'my hooks':
@@ -954,7 +977,12 @@ class Together(Case):
 
     def check_stopped(self, run, number):
         os.kill(run.pid, number)
-        _, err = run.communicate(timeout=30)
+        try:
+            _, err = run.communicate(timeout=30)
+        finally:
+            if run.returncode is None:
+                os.killpg(run.pid, signal.SIGKILL)
+                run.communicate()
         self.assertEqual(run.returncode, 128 + number, err)
         self.assertEqual(len(err.splitlines()), 1, err)
         self.assertIn(signal.Signals(number).name, err)

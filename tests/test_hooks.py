@@ -40,8 +40,12 @@ class Contract(Case):
                          (KEYCHANGE, line.crt('staging'), line.key('staging')))
 
     def test_arguments_input_and_descriptors(self):
-        self.settled()
+        line = self.settled()
         self.assertEqual(self.seen('echo $# >&9\ncat >&9'), '0\n')
+        line.edit_state(lambda state: state.clear())
+        with open(line.config) as file:     # the program's own standard input
+            self.assertEqual(self.shell('', '-k', 'cron', stdin=file).returncode, 0)
+        self.assertEqual(read(line.path('seen')), b'0\n')
         fds = self.seen('exec 9>&-\nls -l /proc/$$/fd > %s' % self.line.path('seen'), real=True)
         self.assertIn('/dev/null', fds)
         for word in 'live.lock', 'account', 'live.key':
