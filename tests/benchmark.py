@@ -6,8 +6,8 @@
 All clients work against one Pebble, on the same Python, in turn, so that whatever else the machine
 does hits all of them; medians are shown. Needs what tests/real_pebble.py needs: pebble and
 pebble-challtestsrv on PATH, PEERS=FOLDER of a venv (of the Python below) with acme-tiny 5.0.3 and
-certbot, LETSENCRYPT_TINY=the built single file. --check ends with status 1 if a bar is missed
-twice in a row; the bars are those of at_most() below.
+certbot, LETSENCRYPT_TINY=the built single file. --check ends with status 1 if a hard bar is
+missed twice in a row; the bars are those of at_most() below.
 """
 import argparse
 import asyncio
@@ -241,12 +241,14 @@ class Report:
     """The tables, and which bars were missed."""
 
     def __init__(self):
-        self.missed, self.checked = [], 0
+        self.missed, self.hard, self.checked = [], 0, 0
 
-    def at_most(self, what, value, limit, unit):
+    def at_most(self, what, value, limit, unit, hard=True):
+        """Note a bar that is missed; one that is not hard depends on the machine and is told only."""
         self.checked += 1
         if value > limit:
             self.missed.append('%s: %.3g %s, the bar is %.3g' % (what, value, unit, limit))
+            self.hard += hard
 
     def table(self, title, head, rows):
         print('\n### %s\n| %s |\n|%s' % (title, ' | '.join(head), ' --- |' * len(head)))
@@ -256,11 +258,11 @@ class Report:
 
     def twice(self, measure):
         """What measure(report) prints and checks; where it misses a bar, once more."""
-        before = list(self.missed), self.checked
+        before = list(self.missed), self.hard, self.checked
         measure(self)
         if self.missed != before[0]:
             print('\nMissed, measured again: %s' % '; '.join(self.missed[len(before[0]):]))
-            self.missed, self.checked = before
+            self.missed, self.hard, self.checked = before
             measure(self)
 
 
@@ -295,7 +297,7 @@ def far_away(rig, clients, count, limit, rounds, peer_rounds):
             [(name, shown(*row)) for name, row in rows.items()])
         sample, connections = rows[Ours.name]
         what = '%s, %d names, 50 ms round trip, ' % (Ours.name, count)
-        report.at_most(what + 'time', sample.wall, limit, 's')
+        report.at_most(what + 'time', sample.wall, limit, 's', hard=False)
         report.at_most(what + 'requests', sample.requests, 2 * count + 9, '')
         report.at_most(what + 'connections', connections, 1, '')
     return measure
@@ -315,8 +317,8 @@ def nothing_due(rig, ours, rounds):
         print('\nopenssl was started %d times.' % calls)
         imports, cron = medians.values()
         report.at_most('cron with nothing due, time of the imports alone',
-                       cron.wall / imports.wall, 1.6, 'x')
-        report.at_most('cron with nothing due, memory', cron.megabytes, 20, 'MB')
+                       cron.wall / imports.wall, 1.6, 'x', hard=False)
+        report.at_most('cron with nothing due, memory', cron.megabytes, 20, 'MB', hard=False)
         report.at_most('cron with nothing due, requests',
                        sum(row.requests for row in list(samples.values())[1]), 0, '')
         report.at_most('cron with nothing due, openssl processes', calls, 0, '')
@@ -345,7 +347,7 @@ def main():
     for miss in report.missed:
         print('MISSED ' + miss)
     print('\n%d bars checked, %d missed' % (report.checked, len(report.missed)))
-    return 1 if options.check and report.missed else 0
+    return 1 if options.check and report.hard else 0
 
 
 if __name__ == '__main__':
