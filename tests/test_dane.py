@@ -43,8 +43,8 @@ MX = 'mx.example.org 60 A 192.0.2.1\n'
 # Starting Python and reading the program is most of a run. So one process does that once, and
 # forks for each run: reads jobs (JSON), writes exit statuses. In a run
 #   ahead   is what its clock is ahead (seconds),
-#   ports   are where to reach DNS servers {address: port of 127.0.0.1}; at no other address does
-#           anyone listen on port 53,
+#   ports   are where to reach DNS servers {address: port of 127.0.0.1 or ::1}; at no other address
+#           does anyone listen on port 53,
 #   pace    is by what it waits, for servers and in between (1: as it is).
 NURSERY = r'''
 import json, os, runpy, signal, socket, sys, time, traceback
@@ -58,7 +58,8 @@ def surround(ahead, ports, pace):
         if address[1] == 53:
             if address[0] not in ports:
                 raise OSError(101, "Network is unreachable")
-            address = "127.0.0.1", ports[address[0]]
+            here = "::1" if sock.family == socket.AF_INET6 else "127.0.0.1"
+            address = here, ports[address[0]]
         return connect(sock, address)
     time.time = lambda: now() + ahead
     time.sleep = lambda seconds: sleep(seconds * pace)
@@ -831,6 +832,15 @@ class Servers(Case):
         self.extra = 'ns2.example.org 60 AAAA 2001:db8::53\n'
         self.assert_goes_on(self.line(), ports=self.ports)
 
+    def test_one_has_only_ipv6(self):
+        self.base = BASE.replace('A 127.0.0.12', 'AAAA 2001:db8::53')
+        ports = dict(self.ports, **{'2001:db8::53': self.second.port})
+        if has_ipv6():
+            self.assert_goes_on(self.line(), ports=ports)
+        self.second.records = lambda: self.base + MX + tlsa_line(World.old)
+        done = self.assert_waits(self.line(), '2001:db8::53' if has_ipv6() else NAME, ports=ports)
+        self.assertNotIn('127.0.0.11', done.all)
+
     def test_the_zone_of_an_alias(self):
         """The servers of the zone in which the records are."""
         line = self.line()
@@ -1051,6 +1061,14 @@ class Emergency(Case):
             dns.fault('servfail')
         self.now(line)
         self.assertTrue(line.swapped())
+
+    def test_a_hook_that_fails(self):
+        """It holds up nothing: what is known to others must not be used a minute longer."""
+        line = self.line('settled')
+        light_hook(line, KEYCHANGE, 'exit 3')
+        self.now(line, check=1)
+        self.assertNotEqual(spki(line.key()), World.old)
+        self.assertEqual(line.log(), [CERTCHANGE, KEYCHANGE])
 
     def test_now_is_for_new_keys(self):
         line = self.line()
