@@ -1102,8 +1102,12 @@ def request(run, facts, which):
     finally:
         compare_clocks(run)
         known = run.client and run.client.account
-        update_state(config, retry=retry, challenges=solver.paths or None,
-                     **{"account": account_of(run, known)} if known else {})
+        try:
+            update_state(config, retry=retry, challenges=solver.paths or None,
+                         **{"account": account_of(run, known)} if known else {})
+        except OSError:
+            if not run.failed:  # one line is enough, and what was written before the order holds
+                raise
 
 
 def fail(run, retry, error):
@@ -1199,6 +1203,8 @@ def conclude(run, facts, step, now):
             retry["error"], utc(step.when)) if retry else "it was obtained just now: is the clock "
             "right, is the CA?")
         complain(config.file, "%s; %s" % (step.why, told))
+    if retry and step.what != "request" and not (run.failed or retry["server"]):
+        update_state(config, retry=None)  # of a run that died when it had succeeded
     if decide(config, facts._replace(skew=0), now).verb != "wait":
         run.status = 1  # held back because the clock is wrong, which was said
     if run.served:

@@ -242,7 +242,7 @@ class KeyHooks(Folder):
         hook = self.hook("key-hooks/knot")
         self.stub("knotc", '[ "$*" != "zone-get example.org _443._tcp.www.example.org. TLSA" ]')
         self.run_hook(hook)
-        expected = ["zone-begin example.org"]
+        expected = ["zone-abort example.org", "zone-begin example.org"]
         expected += ["zone-%s example.org _25._tcp.mx.example.org. TLSA" % do
                      for do in ("get", "unset")]
         expected += ["zone-get example.org _443._tcp.www.example.org. TLSA"]
