@@ -569,10 +569,8 @@ def outlook(config, facts, now):
 def sync_folder(file):
     """Make what was done to the folder of this file last. Raises OSError."""
     fd = os.open(os.path.dirname(file), os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    os.fsync(fd)
+    os.close(fd)
 
 
 def write_file(file, data, mode=0o600, like=None, temp=None, replace=True):
