@@ -244,7 +244,7 @@ class Report:
         self.missed, self.hard, self.checked = [], 0, 0
 
     def at_most(self, what, value, limit, unit, hard=True):
-        """Note a bar that is missed; one that is not hard depends on the machine and is told only."""
+        """Note a bar that is missed; one that is not hard hangs on the machine, and is only told."""
         self.checked += 1
         if value > limit:
             self.missed.append('%s: %.3g %s, the bar is %.3g' % (what, value, unit, limit))

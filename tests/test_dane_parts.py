@@ -416,7 +416,7 @@ class Trust(unittest.TestCase):
 
     def resolve(self, reply, named=None, file=b'nameserver 127.0.0.1\n'):
         with mock.patch.object(letsencrypt_tiny, 'dns_ask', lambda *_: reply), \
-                mock.patch.object(letsencrypt_tiny, 'read_file', lambda *_: file):
+                mock.patch.object(letsencrypt_tiny, 'read_file', return_value=file):
             return dns_resolve(SimpleNamespace(dns_resolver=named), NAME, TLSA)
 
     def refusal(self, *args, **options):
@@ -474,7 +474,7 @@ class Trust(unittest.TestCase):
         for file, server in ((b'nameserver 192.0.2.1\nnameserver 192.0.2.2\n', '192.0.2.1'),
                              (b'# nameserver 192.0.2.9\nsearch x\nnameserver\t::1\n', '::1'),
                              (b'search example.org\n', '127.0.0.1'), (None, '127.0.0.1')):
-            with mock.patch.object(letsencrypt_tiny, 'read_file', lambda *_: file):
+            with mock.patch.object(letsencrypt_tiny, 'read_file', return_value=file):
                 self.assertEqual(dns_resolver(SimpleNamespace(dns_resolver=None)), server)
                 self.assertEqual(dns_resolver(SimpleNamespace(dns_resolver='192.0.2.7@5353')),
                                  '192.0.2.7@5353')
@@ -495,7 +495,7 @@ class Matching(unittest.TestCase):
         span = time.time() - 100, time.time() + 100000
         cls.chains, cls.certs = {}, {}
         cls.certs['issuer'] = (pki.intermediates[0], cls.public(pki.path('intermediate1.key')))
-        for which, (key, spki) in (('live', cls.new_key(pki, 'one')),
+        for which, (_, spki) in (('live', cls.new_key(pki, 'one')),
                                    ('staging', cls.new_key(pki, 'two'))):
             cls.certs[which] = pki.certificate('example.org', spki, span), spki
             cls.chains[which] = [cls.certs[which][0], pki.intermediates[0]]
