@@ -648,6 +648,19 @@ class Files(unittest.TestCase):
         solver.remove()
         self.assertEqual(os.listdir(self.folder), ['victim'])
 
+    def test_a_link_that_comes_back(self):
+        """Planted anew just after the old one was removed."""
+        victim, real = write(self.path('victim'), 'precious'), os.unlink
+
+        def unlink(path):
+            real(path)
+            os.symlink(victim, path)
+
+        os.symlink(victim, self.path('token'))
+        with mock.patch('os.unlink', unlink), self.assertRaises(ToolError):
+            acme_tiny.HttpFiles(self.folder).present([('example.org', 'token', 'text')])
+        self.assertEqual(read(victim), 'precious')
+
     def test_folder_that_is_gone(self):
         solver = acme_tiny.HttpFiles(self.path('gone'))
         with self.assertRaisesRegex(ToolError, 'gone'):
