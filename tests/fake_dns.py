@@ -25,8 +25,8 @@ CODES = {'servfail': SERVFAIL, 'nxdomain': NXDOMAIN, 'refused': REFUSED}
 # What a fault does: another code instead of an answer (see CODES); no answer ('silent'), a late
 # one ('slow'); an answer only by TCP ('truncated'), there taking for ever ('dribble') or broken off
 # in the middle ('hang-up'); no AD, no AA, no SOA in the authority section; or a message that is
-# none: bytes at random ('garbage'), half of one ('cut'), a name that points at itself ('loop'), for another query
-# ('wrong-id', 'wrong-question'), the query itself ('echo').
+# none: bytes at random ('garbage'), half of one ('cut'), a name that points at itself ('loop'), for
+# another query ('wrong-id', 'wrong-question'), the query itself ('echo').
 FAULTS = {*CODES, 'silent', 'slow', 'truncated', 'dribble', 'hang-up', 'no-ad', 'no-aa', 'no-soa',
           'garbage', 'cut', 'loop', 'wrong-id', 'wrong-question', 'echo'}
 BY_TCP = {'truncated', 'dribble', 'hang-up'}
