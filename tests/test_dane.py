@@ -443,17 +443,20 @@ class Waiting(Case):
         self.assertFalse(line.swapped())
         self.assert_goes_on(line, 10010)
 
-    def old_records(self, spoil=lambda: None):
-        """Records that lived 1000 s are replaced by some that live 1 s: caches still hold them."""
-        line = self.line('settled', staging_hours=.001)
+    def old_records(self, *faults, **options):
+        """Records that lived 1000 s are replaced by some that live 1 s: caches still hold them.
+        faults: (server, fault, name) while the key is staged."""
+        line = self.line('settled', **dict({'staging_hours': .001}, **options))
         line.publish_by('tlsa', '--ttl', '1')
-        line.write('zone', tlsa_line(World.old, 1000))
-        spoil()
+        line.write('zone', tlsa_line(World.old, 1000) + tlsa_line(World.old, 1, OTHER))
+        for server, what, name in faults:
+            server.fault(what, name)
         line.run('renew', '--new-key', hooks=True)
-        self.assertEqual(len(line.digests()), 2)
-        self.resolver.clear()
+        for server in self.resolver, self.own:
+            server.clear()
         line.cron(30)
         self.assertTrue(line.seen())
+        self.assertEqual(len(line.digests()), 2)
         line.cron(1900, check=0)
         self.assertEqual(spki(line.key()), World.old)
         line.cron(2200, check=0)
@@ -463,7 +466,16 @@ class Waiting(Case):
         self.old_records()
 
     def test_old_records_that_lived_longer_while_the_resolver_was_down(self):
-        self.old_records(lambda: self.resolver.fault('servfail'))
+        self.old_records((self.resolver, 'servfail', None))
+
+    def test_old_records_that_lived_longer_while_a_server_was_down(self):
+        """What the resolver then knows of their TTL is a remainder."""
+        self.resolver.ttl = 3
+        self.old_records((self.own, 'servfail', None))
+
+    def test_old_records_that_lived_longer_of_one_name_of_two(self):
+        self.old_records((self.resolver, 'servfail', NAME), (self.own, 'servfail', NAME),
+                         tlsa=[NAME, OTHER])
 
     def test_the_clock_starts_after_the_last_answer(self):
         line = self.line()
@@ -583,6 +595,23 @@ class Failing(Case):
         self.own.clear()
         line.edit_state(lambda state: start)
         self.assert_goes_on(line)
+
+    def test_no_answer_at_all_when_a_key_is_staged(self):
+        """It is told, once a day, and goes on by itself."""
+        line = self.line('settled')
+        for dns in self.own, self.resolver:
+            dns.fault('servfail')
+        done = line.run('renew', '--new-key', hooks=True)
+        self.assertIn(self.resolver.address, done.all)
+        self.assertNotIn(self.resolver.address, line.cron(2 * HOUR).all)
+        self.assertIn(self.resolver.address, line.cron(25 * HOUR, check=1).all)
+        for dns in self.own, self.resolver:
+            dns.clear()
+        line.cron(26 * HOUR, check=0)
+        self.assertEqual(line.digests(), {World.old, spki(line.key('staging'))})
+        self.assertEqual(spki(line.key()), World.old)
+        line.cron(27 * HOUR + 100, check=0)
+        self.assertNotEqual(spki(line.key()), World.old)
 
     def test_servers_that_are_down(self):
         for which in 'resolver', 'own':
@@ -1230,6 +1259,15 @@ class Tlsa(Case):
                 done = line.run('tlsa', *args, check=2)
                 self.assertEqual(done.stdout, '')
         line.run('cron', '--json', check=2)
+
+    def test_names_that_cannot_be(self):
+        for name in ('mx.example.org', '25._tcp.mx.example.org', '_25.mx.example.org', '_25._tcp.',
+                     '_99999._tcp.mx.example.org', '_25._tcp.mx..example.org',
+                     '_25._tcp.%s.example.org' % ('m' * 64)):
+            with self.subTest(name):
+                done = self.line('settled', tlsa=[NAME, name]).run('tlsa', check=2)
+                self.assertIn('tlsa', done.stderr)
+                self.assertEqual(done.stdout, '')
 
     def test_no_time_for_staging(self):
         done = self.line('settled', staging_hours=0).run('cron', hooks=True, check=2)
