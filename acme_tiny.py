@@ -472,6 +472,7 @@ class Client:
             self.log("Getting directory...")
             self.links = parse_json(self.fetch("getting the directory", self.url), newNonce=str,
                                     newAccount=str, newOrder=str)
+            self.log("Directory found!")
         return self.links[name]
 
     def post(self, what, url, payload=None):
@@ -495,8 +496,8 @@ class Client:
 
     def register(self):
         """Make the account, or find it by its key (sections 7.3, 7.3.1); sets .account."""
-        self.log("Registering account...")
         self.account, url = None, self.directory("newAccount")
+        self.log("Registering account...")
         terms = {"termsOfServiceAgreed": True}
         contact = {"contact": self.contact} if self.contact else {}
         try:
@@ -543,6 +544,8 @@ class Client:
         reply = self.new_order(names)
         order, url, todo = parse_json(reply, status=str), location(reply), []
         self.log("Order created!")
+        for name in names if order["status"] == "ready" else ():
+            self.log("Already verified: %s, skipping..." % name)
         try:
             if order["status"] == "pending":
                 todo = self.authorize(names, parse_json(reply, authorizations=list), solver)

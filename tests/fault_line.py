@@ -515,11 +515,8 @@ class Case:
                 wrong.append('post-keychange dropped a key that services use')
         if state.get('certchange') != live[1] or 'keychange' not in state:
             wrong.append('the state does not know that the hooks ran')
-        # That a renewal by hand failed is remembered, but only as long as it is true
-        failed = self.scenario.args == ('renew',) and live[1] == sha256(self.before[
-            self.line.crt()][1])
         wrong += ['the state still holds %s' % name for name in ('challenges', 'retry')
-                  if name in state and not (failed and name == 'retry')]
+                  if name in state]
         return wrong
 
     # -- verdict on an error

@@ -236,7 +236,7 @@ def run(ca, quick):
     for name in WATCHED:
         with Case(SCENARIOS[name], ca) as case:
             for check, wrong in Watch(case).all_wrong().items():
-                yield '%s: %s' % (name, check), wrong
+                yield '%s: %s' % (name, check), wrong[:3]
     with Case(SCENARIOS['renew'], ca) as case:
         for plant in PLANTS[:3] if quick else PLANTS:
             for file, race in ((TOKEN, False), (TOKEN, True), (TOKEN + '.tmp', False)):

@@ -586,7 +586,8 @@ def run(name, seconds, options):
                                   'ok' if status == 0 else 'FAILED'), flush=True)
     if status == 0 and runs and int(runs.group(1)) >= len(TARGETS[name][1]()):
         return True
-    print('exit status %s\n%s' % (status, log[max(len(log) - 5000, log.find(' === '), 0):]))
+    trace = re.search(r' === .*?(?=\n==[0-9]+==)', log, re.S)
+    print('exit status %s\n%s' % (status, trace.group() if trace else log[-5000:]))
     for found in sorted(os.listdir(scratch.name)):
         if found.startswith('found-'):
             with open(folder(found), 'rb') as file:
