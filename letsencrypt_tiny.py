@@ -193,7 +193,7 @@ OPTIONS = (  # key, default (... if it is required), what is expected, reader
     ("self-check", "warn", "no, warn or require", matching("no|warn|require")),
     ("standby", "no", "yes or no", matching("yes|no")),
     ("tlsa", None, "names such as _25._tcp.mx.example.org",
-     matching(r"_[0-9]+\._(tcp|udp|sctp)\.[A-Za-z0-9._-]+", True)),
+     matching(r"_(?P<port>[0-9]{1,5})\._(tcp|udp|sctp)(\.[A-Za-z0-9_-]{1,63})+\.?", True)),
     ("dns-resolver", None, "an address, or address@port",
      lambda text: servers(matching(".*")(text))[0]),
     ("dns-servers", None, "addresses, or address@port", servers),
@@ -515,6 +515,8 @@ def unstage_step(config, facts, now):
     if facts.force == "now":
         return Step("unstage", "", "Making '%s' live at once (until the old TLSA records are out "
                     "of all caches, who has them refuses it)" % name, "asked for", now)
+    if facts.dns and "ttl" not in facts.state:
+        return Step("wait", "dns", "", "'%s' waits: %s" % (name, "; ".join(facts.dns)), now)
     if config.post_keychange and config.staging_hours and (
             since is None or facts.state.get("keychange") != keys_of(facts)):
         return Step("wait", "", "", "'%s' waits for post-keychange (-k)" % name, now)
@@ -853,31 +855,33 @@ def dns_follow(answer, name, kind):
 
 
 def dns_own(config, owner):
-    """[(address, owner, Answer)]: what each of the zone's own servers has for TLSA records of the
-    owner. Raises ValueError, OSError."""
+    """[(address, owner, Answer or its error)]: what each of the zone's own servers has for TLSA
+    records of the owner. Raises ValueError, OSError if they are not found."""
     import socket
-    servers = [[server] for server in config.dns_servers or ()]
+    servers = {server: [server] for server in config.dns_servers or ()}
     if not servers:
         soa = dns_resolve(config, owner, SOA)
         zone = [record[0] for record in soa.records + soa.authority if record[1] == SOA] or [owner]
         for name in dns_follow(dns_resolve(config, zone[0], NS), zone[0], NS)[2]:
-            servers.append([socket.inet_ntop(family, data) for kind, family in (
+            servers[name] = [socket.inet_ntop(family, data) for kind, family in (
                 (A, socket.AF_INET), (AAAA, socket.AF_INET6)) for data in dns_follow(
-                    dns_ask(dns_resolver(config), name, kind), name, kind)[2]])
+                    dns_ask(dns_resolver(config), name, kind), name, kind)[2]]
+    if not servers:
+        raise ValueError("%s: its zone's own servers are not found: set dns-servers" % owner)
     found = []
-    for addresses in servers:
-        error, before = ValueError("a server of its zone has no address"), len(found)
+    for name, addresses in servers.items():
+        error, before = ValueError("%s has no address" % name), len(found)
         for address in addresses:
             try:
-                found.append((address, owner, dns_ask(address, owner, TLSA, False)))
+                answer = dns_ask(address, owner, TLSA, False)
+                if not answer.authoritative or answer.code not in (0, 3):
+                    answer = ValueError("%s is no server of its zone" % address)
+                found.append((address, owner, answer))
+            except ValueError as failure:
+                found.append((address, owner, failure))
             except OSError as failure:  # no route, as to IPv6 from a machine without
                 error = failure
-        if len(found) == before:
-            raise error
-    lame = [address for address, _, answer in found if not answer.authoritative]
-    if lame or not found:
-        raise ValueError("%s: %s" % (owner, "%s is no server of its zone" % " ".join(lame) if lame
-                                     else "its zone's own servers are not found: set dns-servers"))
+        found += [(name, owner, error)] if len(found) == before else []
     return found
 
 
@@ -925,26 +929,28 @@ def look_at_dns(config, facts):
         except ValueError as error:
             return ["%s: %s" % (file, error)], None, []
     for name in config.tlsa:
-        base, answers = name, []
+        base, answers, own = name, [], []
         try:
             base = tlsa_base(config, name)
-            answer = dns_resolve(config, base, TLSA)
-            answers.append(("the resolver", base, answer))
-            base = dns_follow(answer, base, TLSA)[0]
+            answers = [("the resolver", base, dns_resolve(config, base, TLSA))]
         except (OSError, ValueError, IndexError) as error:
             problems.append("%s: %s" % (name, reason(error)))
         try:
-            answers += dns_own(config, base)
+            own = dns_own(config, dns_follow(answers[0][2], base, TLSA)[0] if answers else base)
         except (OSError, ValueError, IndexError) as error:
             problems.append("%s: %s" % (name, reason(error)))
-        for server, owner, answer in answers:
-            _, ttl, found = dns_follow(answer, owner, TLSA)
-            missing, other = tlsa_compare(found, chains)
-            ttls.append(ttl)
+        for _, owner, answer in own:
+            if isinstance(answer, Exception):
+                problems.append("%s: %s" % (owner, reason(answer)))
+        own = [row for row in own if not isinstance(row[2], Exception)]
+        # The resolver's TTL is only what is left of it
+        ttls.append(max([dns_follow(row[2], row[1], TLSA)[1] for row in own], default=None))
+        for server, owner, answer in answers + own:
+            missing, other = tlsa_compare(dns_follow(answer, owner, TLSA)[2], chains)
             problems += ["%s: %s says %s" % (owner, server, text) for text in missing]
             stale += ["%s: %s" % (owner, " ".join(map(str, [*record[:3], record[3:].hex()])))
                       for record in other]
-    return list(dict.fromkeys(problems)), max(ttls, default=None), sorted(set(stale))
+    return (list(dict.fromkeys(problems)), None if None in ttls else max(ttls), sorted(set(stale)))
 
 
 def look_at_services(config, facts):
@@ -1027,9 +1033,10 @@ def perform(run, facts, step):
         update_state(config, ttl=max(known, default=None), seen=None if run.dns else
                      facts.state.get("seen") or time.time())
     elif step.verb == "look":
+        end = time.monotonic() + 15
         for pause in (1, 1, 1, 1, 0):  # a service may take a moment to reload
             run.served = look_at_services(config, facts)
-            if not run.served:
+            if not run.served or time.monotonic() > end:
                 break
             time.sleep(pause)
     elif step.verb == "clock":
@@ -1234,7 +1241,8 @@ def tell_dns(run, facts, now):
     if run.hooks and step.what == "dns" and now >= facts.state.get("told", 0) + DAY - HOUR:
         say("%s, %s" % (step.why, "to be tried again" if run.dns else utc(step.when)))
         update_state(config, told=now)
-        if run.dns and now > facts.state.get("published", now) + max(HOUR, 2 * ttl):
+        since = facts.state.get("published", facts.staging_key.made)
+        if run.dns and now > since + max(HOUR, 2 * ttl):
             run.status = 1
 
 
