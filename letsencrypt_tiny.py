@@ -359,8 +359,8 @@ def read_state(config, now):
         value = state[name]["after"] if name == "retry" else state[name]
         if not 0 <= value <= now + latest[name] or name == "retry" and state[name]["count"] < 1:
             del state[name]
-    if not all(re.match(r"/.*/[A-Za-z0-9_-]+\Z", file) and file.isprintable()
-               for file in state.get("challenges", ())):
+    if not all(re.match(r"[A-Za-z0-9_-]+\Z", os.path.basename(file)) and os.path.dirname(
+            file) == config.challenge_dir for file in state.get("challenges", ())):  # to be removed
         del state["challenges"]
     return state
 
