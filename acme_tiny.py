@@ -650,7 +650,7 @@ class Client:
 
 def location(reply):
     """The Location header (str) of a Reply. Raises AcmeError."""
-    require(reply.headers.get("Location"), "the CA's answer has no Location: %s", reply.headers)
+    require(reply.headers.get("Location"), "the CA's answer has no Location header")
     return reply.headers["Location"]
 
 

@@ -393,7 +393,7 @@ def decide(config, facts, now):
             step = Step("request", which, "Obtaining certificate '%s' for %s" % (
                 getattr(config, which), ", ".join(config.domains)), why, since)
             dated = since and facts.force != "renew" and facts.skew is None
-            return step._replace(verb="clock") if dated else step
+            return step._replace(verb="clock") if dated and "clock" not in facts.asked else step
     unstage = unstage_step(config, facts, now)
     for step in (key_step(config, facts, now),
                  unstage if not config.staging_hours or facts.force == "now" else None,
@@ -403,7 +403,7 @@ def decide(config, facts, now):
             step.verb in ("stage", "unstage", "publish") or staged_pair(facts)
             and step.what in ("dns", "post-keychange"))
         if step is None or step.verb == "wait" or timed and (
-                wrong_clock(facts) or facts.skew is None and blocked):
+                wrong_clock(facts) or facts.skew is None and (blocked or "clock" in facts.asked)):
             continue
         return step._replace(verb="clock") if timed and facts.skew is None else step
     return outlook(config, facts, now)
@@ -608,7 +608,7 @@ def back_up(config, file):
         count += 1
         target = os.path.join(config.backups, "%s-%d" % (name, count))
     try:
-        os.link(file, target)
+        os.link(os.path.realpath(file), target)
         sync_folder(target)
     except OSError:
         write_file(target, read_file(file), like=os.stat(file), temp=backup_temp(config))
@@ -1040,6 +1040,7 @@ def perform(run, facts, step):
                 break
             time.sleep(pause)
     elif step.verb == "clock":
+        run.asked = run.asked | {"clock"}
         ask_clock(run)
     elif step.verb == "drop":
         drop(config, step.what)
@@ -1147,16 +1148,16 @@ def make_csr(file, spki, names):
 
 
 def ask_clock(run):
-    """Ask the CA what time it is; one that cannot be reached is taken to agree with us."""
+    """Ask the CA what time it is; while it cannot be reached, nobody knows."""
     try:
         client_of(run).directory("newNonce")
+        run.skew = run.skew if run.client.skew is not None else 0
     except (AcmeError, OSError) as error:
         if getattr(error, "retry_after", None) is not None:
             retry = {"count": 1, "names": run.config.domains, "directory": run.config.directory_url}
             fail(run, retry, error)
             update_state(run.config, retry=retry)
     compare_clocks(run)
-    run.skew = run.skew or 0
 
 
 def compare_clocks(run):
@@ -1211,7 +1212,10 @@ def conclude(run, facts, step, now):
     if retry and step.what != "request" and not (run.failed or retry["server"]):
         update_state(config, retry=None)  # of a run that died when it had succeeded
     if decide(config, facts._replace(skew=0), now).verb != "wait":
-        run.status = 1  # held back because the clock is wrong, which was said
+        run.status = 1  # held back because the clock is wrong, which was said, or not known
+        if run.skew is None and not run.failed:
+            complain(config.file, "no key is made or goes live before the CA can be asked what "
+                     "time it is")
     if run.served:
         run.status = 1
         complain(config.file, "%s; the old key stays in DNS, the next run goes on" % "; ".join(

@@ -4,6 +4,7 @@ import contextlib
 import email.utils
 import http.server
 import os
+import py_compile
 import re
 import select
 import shutil
@@ -86,9 +87,20 @@ printf '0\\006\\002\\001\\001\\002\\001\\001'
 """
 
 
+SOURCE = support.PROGRAM[-1]
+
+
 def setUpModule():
     stack = contextlib.ExitStack()
     unittest.addModuleCleanup(stack.close)
+    # The program is started so often here that it pays to compile it once.
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    for source in {SOURCE, os.path.join(os.path.dirname(SOURCE), 'acme_tiny.py')}:
+        if os.path.exists(source):
+            compiled = os.path.join(folder, os.path.basename(source).replace('.py', '') + '.pyc')
+            py_compile.compile(source, compiled, doraise=True)
+    program = os.path.join(folder, os.path.basename(SOURCE).replace('.py', '') + '.pyc')
+    stack.enter_context(mock.patch.object(support, 'PROGRAM', support.PROGRAM[:-1] + [program]))
     global ca
     ca = stack.enter_context(Series())
     Ready.template = stack.enter_context(tempfile.TemporaryDirectory())
@@ -1030,8 +1042,7 @@ class Slow(Case):
 
     def impatient(self):
         """The program (a list) with limits of a second and two instead of 30 and 90."""
-        source, changed = os.path.dirname(support.PROGRAM[-1]), 0
-        program = os.path.basename(support.PROGRAM[-1])
+        source, changed, program = os.path.dirname(SOURCE), 0, os.path.basename(SOURCE)
         for name in {'acme_tiny.py', program} & set(os.listdir(source)):
             with open(os.path.join(source, name), encoding='utf-8') as file:
                 text = file.read()
