@@ -557,9 +557,15 @@ class Waiting(Case):
         self.assertNotIn('Traceback', done.stderr)
         return done
 
-    def test_a_ca_that_is_down_stops_no_rollover(self):
+    def test_a_ca_that_is_down_delays_it(self):
+        """It alone can say whether our clock has jumped over the time of waiting."""
         line = self.line()
+        url = line.options['directory_url']
         line.set(directory_url='https://127.0.0.1:1/directory')
+        done = line.cron(30 * HOUR)
+        self.assertIn('what time it is', done.stderr)
+        self.assertFalse(line.swapped())
+        line.set(directory_url=url)
         self.assert_goes_on(line)
 
 
