@@ -1172,7 +1172,7 @@ def compare_clocks(run):
 
 def run_hook(config, facts, name):
     """Run a hook, and note that it is done if it exits 0. Raises Problem otherwise."""
-    import subprocess
+    import resource, subprocess
     program = getattr(config, name.replace("-", "_"))
     env = {k: v for k, v in os.environ.items() if not k.startswith("STAGING_")}
     env.update(HOOK=name, CONFIG=config.file, DOMAINS=" ".join(config.domains))
@@ -1180,8 +1180,11 @@ def run_hook(config, facts, name):
                 for which in (["live", "staging"] if staged_pair(facts) else ["live"])
                 for ext in ("crt", "key")})
     quiet = {name: subprocess.DEVNULL for fd, name in ((1, "stdout"), (2, "stderr")) if fd in deaf}
+    limit = resource.getrlimit(resource.RLIMIT_CORE)  # prepare() wants no core of ours, only
+    resource.setrlimit(resource.RLIMIT_CORE, (limit[1], limit[1]))
     hook = subprocess.Popen([program], stdin=subprocess.DEVNULL, env=env, start_new_session=True,
                             **quiet)
+    resource.setrlimit(resource.RLIMIT_CORE, limit)
     try:
         status = "exit status %d" % hook.wait(config.hook_timeout)
     except subprocess.TimeoutExpired:
