@@ -2,6 +2,7 @@
 must hold right after a fault and in the end."""
 import base64
 import collections
+import contextlib
 import hashlib
 import json
 import os
@@ -31,7 +32,7 @@ fi
 # Loads the program once and then runs it again and again, each time in a process of its own: most
 # of a run is its start. A gate is a file that the run waits for to vanish.
 STARTER = r'''
-import ctypes, json, os, runpy, sys, time, traceback
+import ctypes, json, os, runpy, signal, sys, time, traceback
 import http.client, ssl, subprocess, urllib.request
 main = runpy.run_path(sys.argv[1])["main"]
 for line in sys.stdin:
@@ -45,6 +46,7 @@ for line in sys.stdin:
     status = 1
     try:
         os.setsid()
+        signal.alarm(100)
         for fd, path in enumerate((os.devnull, job["out"], job["err"])):
             os.dup2(os.open(path, os.O_RDWR), fd)
         os.environ.clear()
@@ -242,42 +244,46 @@ class Case:
         self.settled_shapes = set()
 
     def __enter__(self):
-        options = dict(self.scenario.options)
-        self.line = support.Line(self.ca, **dict({'staging_hours': 24}, **options)).__enter__()
-        self.roots = [self.line.folder.name]
-        if 'backups' in options:
-            self.roots.append(tempfile.mkdtemp(
-                prefix='far-', dir=other_file_system(self.line.folder.name)))
+        with contextlib.ExitStack() as stack:
+            self.make(stack)
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception):
+        self.stack.__exit__(*exception)
+
+    def make(self, stack):
+        """Make the line; `stack`: where to leave what ends with it."""
+        def folder(prefix, where=None):
+            path = tempfile.mkdtemp(prefix=prefix, dir=where)
+            stack.callback(shutil.rmtree, path)
+            return path
+
+        self.line = stack.enter_context(support.Line(self.ca, **dict(
+            {'staging_hours': 24}, **self.scenario.options)))
+        self.roots, self.store = [self.line.folder.name], folder('store-')
+        if 'backups' in self.scenario.options:
+            self.roots.append(folder('far-', other_file_system(self.roots[0])))
             self.line.set(backups=os.path.join(self.roots[1], 'backups'))
-        self.backups = self.line.options['backups']
-        self.log = self.line.path('hooks.log')
+        self.backups, self.log = self.line.options['backups'], self.line.path('hooks.log')
         hook = self.line.path('hook')
         with open(hook, 'w') as file:
             file.write(HOOK.format(log=self.log))
         os.chmod(hook, 0o755)
         self.line.set(post_certchange=hook, post_keychange=hook)
-        self.store = tempfile.mkdtemp(prefix='store-')
-        self.starter = subprocess.Popen(
+        self.starter = stack.enter_context(subprocess.Popen(
             [*support.PROGRAM[:2], '-c', STARTER, support.PROGRAM[2]], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, encoding='utf-8')
+            stdout=subprocess.PIPE, encoding='utf-8'))
+        stack.callback(self.starter.stdin.close)    # at which it ends
         self.scenario.prepare(self)
         for number, root in enumerate(self.roots):
             shutil.copytree(root, os.path.join(self.store, str(number)), symlinks=True)
         self.before = self.files()
         self.modes = {sha256(data): mode for mode, data in self.before.values()}
         # What an administrator gave a key, its successors may have too
-        self.wide = self.modes.get(sha256(read(self.line.key()) or b''), 0)
-        self.wide = self.wide if self.scenario.name == 'at-once' else 0
+        self.wide = self.before[self.line.key()][0] if self.scenario.prepare is admin_modes else 0
         self.calls = len(self.hook_calls())
         self.planted = {path for path in self.before if path.endswith('.tmp')}
-        return self
-
-    def __exit__(self, *exception):
-        with self.starter:
-            self.starter.stdin.close()
-        for folder in self.roots[1:] + [self.store]:
-            shutil.rmtree(folder)
-        self.line.__exit__(*exception)
 
     def restore(self):
         """Make everything as it was before."""

@@ -58,7 +58,7 @@ class Watch:
             case.in_hook(hook, LOOK.format(log=case.log))
         with tempfile.TemporaryDirectory(prefix='trace-') as folder:
             log = os.path.join(folder, 'log')
-            # As on a machine where programs may leave a core
+            # As on a machine where programs may leave a small core
             self.done = case.run(*case.scenario.args, prefix=[
                 'sh', '-c', 'ulimit -S -c 1234 && exec "$@"', 'sh', 'strace', '-qq', '-f',
                 '--seccomp-bpf', '-y', '-v', '-s', '1000000', '-o', log, *only(CALLS)])

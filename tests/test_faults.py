@@ -126,32 +126,32 @@ class Faults(unittest.TestCase):
             return labels
 
     def test_init(self):
-        self.check('init', 5, 4)
+        self.check('init', 3, 1)
 
     def test_renew(self):
-        labels = self.check('renew', 5, 4)
+        labels = self.check('renew', 3, 2)
         for needed in ('write certs/live.crt.tmp', 'replace certs/live.crt.tmp certs/live.crt',
                        'unlink challenges/TOKEN', 'fsync certs/live.state.tmp'):
             self.assertIn(needed, labels)
 
     def test_rollover(self):
-        self.check('rollover', 4, 3)
+        self.check('rollover', 3, 1)
 
     def test_unstage(self):
-        labels = self.check('unstage', 14, 8)
+        labels = self.check('unstage', 9, 4)
         self.assertIn('replace certs/staging.crt certs/live.crt', labels)
 
     def test_unstage_to_another_file_system(self):
         if not fault_line.other_file_system(tempfile.gettempdir()):
             self.skipTest('there is no other file system')
-        labels = self.check('far-unstage', 6, 4)
+        labels = self.check('far-unstage', 4, 2)
         self.assertTrue([label for label in labels if re.match('write far/backups', label)])
 
     def test_adoption(self):
-        self.check('2017', 3, 2)
+        self.check('2017', 2, 1)
 
     def test_crash_between_the_renames(self):
-        self.check('half-unstaged', 4, 2)
+        self.check('half-unstaged', 2, 1)
 
     def test_disk_full_in_the_middle_of_a_write(self):
         """A short write, after which there is no room, never ends in a rename."""
