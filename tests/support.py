@@ -16,6 +16,12 @@ import tempfile
 import threading
 import time
 
+# What a shell starts in the background, or by nohup, ignores signals. The program would inherit and
+# keep that; it does not inherit handlers.
+for number in signal.SIGINT, signal.SIGHUP:
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 # The program under test: the built single file, or the two files as they are.
 PROGRAM = [sys.executable, '-IS', os.path.abspath(

@@ -3,15 +3,19 @@
 import contextlib
 import email.utils
 import http.server
+import multiprocessing
 import os
 import py_compile
 import re
+import runpy
 import select
 import shutil
 import signal
 import socket
 import socketserver
 import ssl
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -57,6 +61,22 @@ class Series(FakeCA):
         self.clock_offset = now - time.time()
 
 
+forks = multiprocessing.get_context('forkserver')
+
+
+def in_fork(program, words, env, files):
+    """Be the program: its path, arguments, environment, and files for stdout and stderr."""
+    os.setsid()
+    for fd, name in enumerate([os.devnull, *files]):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), fd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = [program, *words]
+    sys.path[:] = [path for path in sys.path
+                   if not os.path.exists(os.path.join(path, 'acme_tiny.py'))]
+    runpy.run_path(program, run_name='__main__')
+
+
 class Ready(Line):
     """A line as `init` leaves it, but copied: that is faster."""
     template = None     # a folder
@@ -70,6 +90,32 @@ class Ready(Line):
         """As Line's, but with signatures that only a Series accepts, if it is one."""
         fast = quick if isinstance(self.ca, Series) else {}
         return super().start(*args, env=dict(fast, **(env or {})), **options)
+
+    def run(self, *args, check=None, env=None, **options):
+        """As Line's, but where nothing speaks against it in a fork of a process that has already
+        imported what the program needs of Python: starting it is most of a run."""
+        program = support.PROGRAM[-1]
+        if options or not program.endswith('.pyc') or '-c' in support.PROGRAM:
+            return super().run(*args, check=check, env=env, **options)
+        fast = quick if isinstance(self.ca, Series) else {}
+        env = dict({'PATH': os.environ['PATH'], 'HOME': self.folder.name}, **fast, **(env or {}))
+        files = [self.path('stdout'), self.path('stderr')]
+        process = forks.Process(target=in_fork, args=(program, ['-c', self.config, *args], env,
+                                                      files))
+        process.start()
+        process.join(60)
+        if process.exitcode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+        texts = []
+        for name in files:
+            with open(name, encoding='utf-8', errors='replace') as file:
+                texts.append(file.read())
+            os.unlink(name)
+        if check not in (None, process.exitcode):
+            raise AssertionError('%s: exit status %s instead of %s\n%s\n%s' % (
+                ' '.join(args), process.exitcode, check, *texts))
+        return subprocess.CompletedProcess(args, process.exitcode, *texts)
 
     def forget_account(self):
         self.edit_state(lambda state: state.pop('account') and None)
@@ -109,11 +155,14 @@ def setUpModule():
         for name in 'keys', 'certs', 'backups':
             shutil.copytree(line.path(name), os.path.join(Ready.template, name))
         shutil.copy(line.path('account.key'), Ready.template)
+    forks.set_forkserver_preload([__name__, 'urllib.request'])
     global quick
     quick = {'PATH': stack.enter_context(tempfile.TemporaryDirectory())}
     with open(os.path.join(quick['PATH'], 'openssl'), 'w') as file:
         file.write(SIGNED % shutil.which('openssl'))
     os.chmod(file.name, 0o755)
+    if os.access('/dev/shm', os.W_OK):      # fsync is for free there
+        stack.enter_context(mock.patch.object(tempfile, 'tempdir', '/dev/shm'))
 
 
 class Case(unittest.TestCase):
@@ -466,10 +515,11 @@ class KeepingAway(Case):
     def test_polling_waits_as_asked_but_not_for_ever(self):
         line = self.line()
         ca.retry_after = 1
-        with mock.patch.object(ca, 'issue_delay', 0.3):
+        with mock.patch.object(ca, 'issue_delay', 0.9):
             self.works(line)
-        polls = [r.time for r in ca.requests if r.kind in ('finalize', 'order-poll')][-2:]
-        self.assertGreater(polls[1] - polls[0], 0.9)
+        last = [r for r in ca.requests if r.kind in ('finalize', 'order-poll')][-2:]
+        self.assertEqual([r.kind for r in last], ['finalize', 'order-poll'])
+        self.assertGreater(last[1].time - last[0].time, 0.9)
 
 
 class BackOff(Case):
