@@ -28,7 +28,7 @@ exit status: 0 done or nothing to do, 1 something due could not be done, 2 wrong
 #
 # Every run looks at what IS (files, state, DNS), does the first thing that is due, and looks again.
 # So a crash, a full disk or a broken hook needs no code of its own: the next run goes on.
-import fcntl, getopt, hashlib, json, os, re, signal, stat, sys, time
+import fcntl, getopt, json, os, re, signal, stat, sys, time
 from collections import namedtuple
 
 try:
@@ -38,6 +38,13 @@ try:
                            parse_certificate, pem, printable, public_key, tlv, utc)
 except ImportError:
     sys.exit("letsencrypt-tiny: copy acme_tiny.py beside this file, or use the single file")
+
+for module in "_sha2", "_sha256", "hashlib":  # the last one loads all of OpenSSL, which takes long
+    try:
+        new_sha256 = __import__(module).sha256
+        break
+    except ImportError:
+        pass
 
 __version__ = "1.0"
 HOUR, DAY = 3600, 86400
@@ -300,7 +307,7 @@ STATE = {  # the shape of the state file; 0.0 is a number, [] a list of anything
 
 def sha256(data):
     """SHA-256 of data (bytes) in hex (str)."""
-    return hashlib.sha256(data).hexdigest()
+    return new_sha256(data).hexdigest()
 
 
 def read_file(file, must=False):
@@ -899,6 +906,7 @@ def tlsa_compare(found, chains):
     """(missing, stale): what TLSA records found (list of bytes) lack, as texts, and those that
     match nothing. chains: {name: [DER of leaf, DER of issuer, ...]} which all must match one
     record of each (usage, selector, matching type) that is used (RFC 7671 section 8)."""
+    import hashlib
     kinds = {record[:3] for record in found if len(record) > 3 and record[0] < 4
              and record[1] < 2 and record[2] < 3}
     missing, known = [] if kinds else ["no TLSA record"], set()
