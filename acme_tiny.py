@@ -288,7 +288,7 @@ class AccountKey:
                     body[1:size + 1]), "y": b64(body[size + 1:])}
             else:
                 raise ValueError("CAs take RSA of 2048 bits or more, P-256 or P-384")
-        except OSError:
+        except (FileNotFoundError, ToolError):
             openssl("rsa", "-in", path, "-noout")  # its words are what acme-tiny's users know
             raise
         except ValueError as error:

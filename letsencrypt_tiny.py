@@ -180,12 +180,12 @@ OPTIONS = (  # key, default (... if it is required), what is expected, reader
     ("domains", ..., "1 to 100 host names", host_names),
     ("key-type", None, "rsa, ec-p256 or ec-p384", matching("rsa|ec-p256|ec-p384")),
     ("key-length", None, "bits of an RSA key, 2048 to 4096", number(2048, 4096, int)),
-    ("max-key-age-days", ..., "days, above 0", number(1e-9, 36500)),
-    ("staging-hours", 0.0, "hours, 0 or more", number(0, 87600)),
-    ("renew-cert-before-expiry-days", None, "days, above 0", number(1e-9, 36500)),
+    ("max-key-age-days", ..., "days, above 0, at most 36500", number(1e-9, 36500)),
+    ("staging-hours", 0.0, "hours, 0 to 87600", number(0, 87600)),
+    ("renew-cert-before-expiry-days", None, "days, above 0, at most 36500", number(1e-9, 36500)),
     ("post-certchange", None, PATH + " of a program", path),
     ("post-keychange", None, PATH + " of a program", path),
-    ("hook-timeout", 600.0, "seconds, above 0", number(1e-9, DAY)),
+    ("hook-timeout", 600.0, "seconds, above 0, at most 86400", number(1e-9, DAY)),
     ("account-key", ..., PATH, path),
     ("challenge-dir", ..., PATH, path),
     ("certs", ..., PATH, path),
@@ -221,7 +221,7 @@ def read_ini(text):
         if key and indent > depth:
             found[key] += "\n" + words
             continue
-        if re.match(r"\[.*\]\Z", words):
+        if re.match(r"\[[^]]*\]", words):
             key = None
             continue
         match = re.match(r"([^=:\s]+)\s*[=:]\s*(.*)\Z", words)
@@ -236,11 +236,12 @@ def read_ini(text):
 def read_config(file):
     """The Config in a file (path). Raises Problem: status 2 for a wrong text, else OSError."""
     try:
-        found = read_ini((read_file(file, True)).decode("utf-8").lstrip("\ufeff"))
+        with open(file, encoding="utf-8-sig") as stream:
+            found = read_ini(stream.read())
     except UnicodeError:
         raise Problem("it is no UTF-8 text", 2)
     values, known = {}, [row[0] for row in OPTIONS]
-    for key in set(found) - set(known):
+    for key in [key for key in found if key not in known]:
         import difflib
         near = difflib.get_close_matches(key, known, 1, 0.5)
         raise Problem("unknown key %s%s" % (
@@ -267,7 +268,7 @@ def read_config(file):
 
 def place(config, which, ext):
     """The path of a file of the line: which is live or staging, ext its extension."""
-    folder = config.keys if ext in ("key", "lock") else config.certs
+    folder = {"key": config.keys, "lock": config.keys, "tmp": config.backups}.get(ext, config.certs)
     return os.path.join(folder, "%s.%s" % (getattr(config, which), ext))
 
 
@@ -310,14 +311,12 @@ def sha256(data):
     return new_sha256(data).hexdigest()
 
 
-def read_file(file, must=False):
-    """The bytes of a file, None if there is none, unless there must be one. Raises OSError."""
+def read_file(file):
+    """The bytes of a file, None if there is none. Raises OSError."""
     try:
         with open(file, "rb") as stream:
             return stream.read()
     except FileNotFoundError:
-        if must:
-            raise
         return None
 
 
@@ -536,11 +535,8 @@ def unstage_step(config, facts, now):
         why = "'%s' waits: %s" % (name, "; ".join(facts.dns))
         return (Step("hook", "post-keychange", "Running post-keychange again", why) if again
                 else Step("wait", "dns", "", why, now))
-    pause = config.staging_hours * HOUR
-    due = since + pause if pause and not config.tlsa else 0
-    if config.tlsa:
-        due = max(facts.state.get("seen", now), since or 0) + max(
-            pause, 2 * facts.state.get("ttl", 0))
+    seen, ttl = (facts.state.get("seen", now), facts.state.get("ttl", 0)) if config.tlsa else (0, 0)
+    due = max(seen, since or 0) + max(config.staging_hours * HOUR, 2 * ttl)
     if config.standby == "yes" and now < old_time(config, facts):
         return Step("wait", "", "", "'%s' stands by to go live" % name, old_time(config, facts))
     if now < due:
@@ -582,11 +578,11 @@ def sync_folder(file):
     os.close(fd)
 
 
-def write_file(file, data, mode=0o600, like=None, temp=None, replace=True):
+def write_file(file, data, mode=0o600, like=None, temp=None):
     """Put data (bytes) in a file so that whoever reads it finds the old or the new, never half.
 
-    mode: whatever the umask; like: stat of a file whose owner, group and mode to take; replace:
-    may there be a file already? Raises OSError.
+    mode: whatever the umask; like: stat of a file whose owner, group and mode to take.
+    Raises OSError.
     """
     temp = temp or file + ".tmp"
     try:
@@ -594,11 +590,11 @@ def write_file(file, data, mode=0o600, like=None, temp=None, replace=True):
         with open(fd, "wb") as stream:
             stream.write(data)
             stream.flush()
-            if like and (like.st_uid, like.st_gid) != (os.geteuid(), os.getegid()):
+            if like:  # the folder may have given it another group than ours (setgid)
                 os.fchown(fd, like.st_uid, like.st_gid)
             os.fchmod(fd, stat.S_IMODE(like.st_mode) if like else mode)
             os.fsync(fd)
-        (os.replace if replace else os.link)(temp, file)
+        os.replace(temp, file)
         sync_folder(file)
     except OSError as error:
         raise OSError(error.errno, "cannot be written: %s" % error.strerror, file)
@@ -617,13 +613,10 @@ def back_up(config, file):
     try:
         os.link(os.path.realpath(file), target)
         sync_folder(target)
+    except FileExistsError:  # another line was quicker
+        back_up(config, file)
     except OSError:
-        write_file(target, read_file(file), like=os.stat(file), temp=backup_temp(config))
-
-
-def backup_temp(config):
-    """The path (str) of a file while it is copied to the backups."""
-    return os.path.join(config.backups, config.live + ".tmp")
+        write_file(target, read_file(file), like=os.stat(file), temp=place(config, "live", "tmp"))
 
 
 def update_state(config, **changes):
@@ -638,7 +631,7 @@ def update_state(config, **changes):
 def rename(config, *exts):
     """Give staged files the live names; what has them goes to the backups first. Raises OSError."""
     for ext in exts:
-        if os.path.lexists(place(config, "live", ext)):
+        if os.path.exists(place(config, "live", ext)):
             back_up(config, place(config, "live", ext))
     # A signal between two renames would leave a key without its certificate until the next run
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -675,13 +668,12 @@ def make_folder(folder, mode):
         sync_folder(folder)
 
 
-def make_key(file, kind, bits=None, like=None, replace=True):
+def make_key(file, kind, bits=None, like=None):
     """Write a new private key (PKCS#8 PEM), 0600 from the first byte. Raises OSError."""
     size = "rsa_keygen_bits:%d" % (bits or 3072) if kind == "rsa" else (
         "ec_paramgen_curve:P-" + kind[4:])
     algorithm = "RSA" if kind == "rsa" else "EC"
-    write_file(file, openssl("genpkey", "-algorithm", algorithm, "-pkeyopt", size), like=like,
-               replace=replace)
+    write_file(file, openssl("genpkey", "-algorithm", algorithm, "-pkeyopt", size), like=like)
 
 
 def lock(file, flags=fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -703,7 +695,7 @@ def make_account_key(config):
     try:
         if not os.path.lexists(config.account_key):
             say("Making account key %s" % config.account_key)
-            make_key(config.account_key, "ec-p256", replace=False)
+            make_key(config.account_key, "ec-p256")
     finally:
         os.close(fd)
 
@@ -712,10 +704,10 @@ def clean_up(config):
     """Remove what a killed run left: temporary and challenge files; tighten keys of 2017."""
     left = read_state(config, time.time()).get("challenges", [])
     keys = [place(config, "live", "key"), place(config, "staging", "key"), config.account_key]
-    crts = [place(config, "live", "crt"), place(config, "staging", "crt")]
-    temps = [file + ".tmp" for file in keys + crts + [place(config, "live", "state")]]
+    temps = [file + ".tmp" for file in keys + [place(config, which, ext) for which in (
+        "live", "staging") for ext in ("crt", "state")]]
     fd = lock(os.path.dirname(config.account_key), fcntl.LOCK_EX)
-    for file in left + [backup_temp(config)] + temps:
+    for file in left + [place(config, "live", "tmp")] + temps:
         try:
             os.unlink(file)
         except FileNotFoundError:
@@ -991,7 +983,7 @@ class Run:
     def __init__(self, config, hooks=False, force="", skew=None):
         self.config, self.hooks, self.force, self.skew = config, hooks, force, skew
         self.asked, self.client, self.failed, self.status = frozenset(), None, False, 0
-        self.dns = self.served = None
+        self.dns, self.served, self.by_hand, self.trouble = None, None, bool(force), ""
 
     def facts(self):
         """The Facts as they are now. Raises Problem, OSError."""
@@ -999,11 +991,13 @@ class Run:
         key = read_key(live)
         if key is None:
             raise Problem("%s is missing: run init, or restore it from %s" % (live, config.backups))
+        state = read_state(config, time.time())
+        if self.by_hand and not self.failed and not state.get("retry", {}).get("server"):
+            state.pop("retry", None)  # only cron waits after a failure
         return Facts(key, read_crt(place(config, "live", "crt")),
                      read_key(place(config, "staging", "key")),
                      read_crt(place(config, "staging", "crt")),
-                     read_state(config, time.time()), self.asked, self.force, self.hooks, self.skew,
-                     self.dns, self.served)
+                     state, self.asked, self.force, self.hooks, self.skew, self.dns, self.served)
 
 
 def reconcile(run):
@@ -1055,18 +1049,17 @@ def perform(run, facts, step):
     else:
         run.asked, run.force = run.asked | {"stage"}, ""
         rename(config, *("key", "crt") if step.verb == "unstage" else (step.what,))
+        update_state(config, published=None, seen=None)  # the next staged key waits anew
 
 
-def client_of(run, account=False):
-    """The Client of this run; account: with the account key, and the account's URL from the state
-    if that is for the same account. Raises Problem, AcmeError, OSError."""
+def client_of(run):
+    """The Client of this run, with the account's URL from the state if that is for the same
+    account. Raises Problem, AcmeError, OSError."""
     config = run.config
     if run.client is None:
-        run.client = Client(config.directory_url, contact=config.contact, proxy=config.proxy,
-                            ca_bundle=config.ca_bundle)
-    if account and run.client.key is None:
         make_account_key(config)
-        run.client.key = AccountKey(config.account_key)
+        run.client = Client(config.directory_url, AccountKey(config.account_key),
+                            contact=config.contact, proxy=config.proxy, ca_bundle=config.ca_bundle)
         known = read_state(config, time.time()).get("account")
         if known and known == account_of(run, known["url"]):
             run.client.account = known["url"]
@@ -1081,7 +1074,8 @@ def account_of(run, url):
 
 def request(run, facts, which):
     """Request the certificate of a key and install it; a failure is told and remembered."""
-    config, old, file = run.config, facts.state.get("retry"), place(run.config, which, "crt")
+    config, file = run.config, place(run.config, which, "crt")
+    old = read_state(config, time.time()).get("retry")
     key, crt = (facts.live_key, facts.live_crt) if which == "live" else facts[2:4]
     run.asked = run.asked | {key.spki}
     count = old["count"] + 1 if old and old["names"] == config.domains else 1
@@ -1096,20 +1090,22 @@ def request(run, facts, which):
     try:
         private = place(config, which, "key")
         spki = public_key(read_file(private).decode("ascii", "replace"))
-        text = client_of(run, True).obtain(config.domains, make_csr(
+        text = client_of(run).obtain(config.domains, make_csr(
             private, spki, config.domains), spki, solver)
         leaf = parse_certificate(pem(text)[0][1])
         same = crt and (crt.spki, set(crt.names)) == (key.spki, set(leaf.names))
         if same and (leaf.not_after < crt.not_after or sha256(text.encode()) == crt.sha256):
             raise AcmeError("the CA sent the present certificate again, or one that ends earlier")
-        if os.path.lexists(file):
+        if os.path.exists(file):
             back_up(config, file)
         write_file(file, text.encode(), 0o644)
         retry = None
     except (AcmeError, OSError) as error:
-        fail(run, retry, error)
-        complain(config.file, "no certificate '%s': %s; what is there stays, cron tries again "
-                 "from %s" % (getattr(config, which), reason(error), utc(retry["after"])))
+        fail(retry, error)
+        run.failed, run.status = True, 1
+        complain(config.file, "no certificate '%s': %s; what is there stays; if it is due, cron "
+                 "tries again from %s" % (
+                     getattr(config, which), reason(error), utc(retry["after"])))
     except Stopped:
         retry = old
         raise
@@ -1124,9 +1120,9 @@ def request(run, facts, which):
                 raise
 
 
-def fail(run, retry, error):
+def fail(retry, error):
     """Note in retry (dict) when the next request may be made after this error."""
-    run.failed, run.status, wait = True, 1, getattr(error, "retry_after", None)
+    wait = getattr(error, "retry_after", None)
     # What broke on this machine (a full disk) did not bother the CA: one try more
     count = retry["count"] if isinstance(error, AcmeError) else retry["count"] - 1
     retry.update(server=wait is not None, error=printable(reason(error)), after=time.time() + (
@@ -1161,9 +1157,10 @@ def ask_clock(run):
         client_of(run).directory("newNonce")
         run.skew = run.skew if run.client.skew is not None else 0
     except (AcmeError, OSError) as error:
+        run.trouble = reason(error)
         if getattr(error, "retry_after", None) is not None:
             retry = {"count": 1, "names": run.config.domains, "directory": run.config.directory_url}
-            fail(run, retry, error)
+            fail(retry, error)
             update_state(run.config, retry=retry)
     compare_clocks(run)
 
@@ -1172,15 +1169,16 @@ def compare_clocks(run):
     """Take the CA's time from its last answer, and tell if the clocks are far apart."""
     skew = run.client and run.client.skew
     if run.skew is None and abs(skew or 0) > CLOCK_SECONDS:
-        complain(run.config.file, "your clock is %.1f days %s (the CA's says %s): no key is made "
+        complain(run.config.file, "your clock is %g days %s (the CA's says %s): no key is made "
                  "or goes live before that is mended" % (
-                     abs(skew) / DAY, "behind" if skew > 0 else "ahead", utc(time.time() + skew)))
+                     round(abs(skew) / DAY, 2), "behind" if skew > 0 else "ahead",
+                     utc(time.time() + skew)))
     run.skew = run.skew if skew is None else skew
 
 
 def run_hook(config, facts, name):
     """Run a hook, and note that it is done if it exits 0. Raises Problem otherwise."""
-    import resource, subprocess
+    import subprocess
     program = getattr(config, name.replace("-", "_"))
     env = {k: v for k, v in os.environ.items() if not k.startswith("STAGING_")}
     env.update(HOOK=name, CONFIG=config.file, DOMAINS=" ".join(config.domains))
@@ -1188,11 +1186,8 @@ def run_hook(config, facts, name):
                 for which in (["live", "staging"] if staged_pair(facts) else ["live"])
                 for ext in ("crt", "key")})
     quiet = {name: subprocess.DEVNULL for fd, name in ((1, "stdout"), (2, "stderr")) if fd in deaf}
-    limit = resource.getrlimit(resource.RLIMIT_CORE)  # prepare() wants no core of ours, only
-    resource.setrlimit(resource.RLIMIT_CORE, (limit[1], limit[1]))
     hook = subprocess.Popen([program], stdin=subprocess.DEVNULL, env=env, start_new_session=True,
                             **quiet)
-    resource.setrlimit(resource.RLIMIT_CORE, limit)
     try:
         status = "exit status %d" % hook.wait(config.hook_timeout)
     except subprocess.TimeoutExpired:
@@ -1225,8 +1220,8 @@ def conclude(run, facts, step, now):
     if decide(config, facts._replace(skew=0), now).verb != "wait":
         run.status = 1  # held back because the clock is wrong, which was said, or not known
         if run.skew is None and not run.failed:
-            complain(config.file, "no key is made or goes live before the CA can be asked what "
-                     "time it is")
+            complain(config.file, "no key is made or goes live before the CA says what time it is: "
+                     + (run.trouble or "it is not to be asked before " + utc(retry["after"])))
     if run.served:
         run.status = 1
         complain(config.file, "%s; the old key stays in DNS, the next run goes on" % "; ".join(
@@ -1234,7 +1229,7 @@ def conclude(run, facts, step, now):
     if config.tlsa:
         tell_dns(run, facts, now)
     if run.force == "new-key" and facts.staging_key:
-        say("'%s' is staged already: %s" % (config.staging, step.why))
+        say("'%s' is staged already: %s, %s" % (config.staging, step.why, utc(step.when)))
     if not run.hooks and facts.live_crt and facts.live_crt.spki == facts.live_key.spki:
         owed = hooks_owed(config, facts)
         change = owed and [facts.live_crt.sha256] + keys_of(facts) + owed
@@ -1264,32 +1259,33 @@ def tell_dns(run, facts, now):
 # ---- Commands -----------------------------------------------------------------------------------
 
 
-def check_machine(config, hooks, folders):
-    """Raise Problem unless openssl, the folders and (if they may run) the hooks can be used."""
+def check_machine(config, hooks, folders, make=False):
+    """Raise Problem unless openssl, the folders (if they are to be made, what is there of them) and
+    (if they may run) the hooks can be used."""
     if not any(os.access(os.path.join(folder, "openssl"), os.X_OK)
                for folder in os.environ["PATH"].split(":")):
         raise Problem("there is no openssl in PATH: install it")
     for hook in (config.post_certchange, config.post_keychange) if hooks else ():
         if hook and not (os.path.isfile(hook) and os.access(hook, os.X_OK)):
-            raise Problem("the hook %s is no program that can be run: chmod +x" % hook)
+            raise Problem("the hook %s is missing, or no program that can be run (chmod +x)" % hook)
         if hook:
             check_owner(hook)
     if config.ca_bundle and not os.access(config.ca_bundle, os.R_OK):
         raise Problem("ca-bundle %s cannot be read" % config.ca_bundle)
     for folder in folders:
+        while make and not os.path.lexists(folder):
+            folder = os.path.dirname(folder)
         if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
             raise Problem("%s is no folder that can be written to: run init, or mend it" % folder)
 
 
 def act(config, command, hooks, force):
     """init, renew and cron. Returns the exit status. Raises Problem, OSError."""
-    folders = {config.certs: 0o755, config.keys: 0o710, config.backups: 0o700,
-               config.challenge_dir: 0o755, os.path.dirname(config.account_key): 0o700}
-    check_machine(config, hooks, () if command == "init" else folders)
-    if command == "init":
-        for folder, mode in folders.items():
-            make_folder(folder, mode)
-        check_machine(config, hooks, folders)
+    folders = {os.path.dirname(config.account_key): 0o700, config.certs: 0o755, config.keys: 0o710,
+               config.backups: 0o700, config.challenge_dir: 0o755}
+    check_machine(config, hooks, folders, command == "init")
+    for folder, mode in folders.items() if command == "init" else ():
+        make_folder(folder, mode)
     fd = lock(place(config, "live", "lock"))
     try:
         clean_up(config)
@@ -1298,9 +1294,6 @@ def act(config, command, hooks, force):
             make_account_key(config)
             say("Making private key '%s' (%s)" % (config.live, config.key_type))
             make_key(live, config.key_type, config.key_length)
-        retry = read_state(config, time.time()).get("retry")
-        if command != "cron" and retry and not retry["server"]:
-            update_state(config, retry=dict(retry, after=0))
         return reconcile(Run(config, hooks, force))
     finally:
         os.close(fd)
@@ -1376,8 +1369,9 @@ def tlsa(config, form, ttl):
 def run_line(file, command, hooks, dry, force, form, ttl):
     """Do the command for the line of a config file. Returns the exit status."""
     try:
-        config = read_config(os.path.abspath(file))
-        check_owner(config.file)
+        file = os.path.abspath(file)
+        config = read_config(file)
+        check_owner(file)
         if dry:
             return show(config, hooks, force)
         if command == "tlsa":
@@ -1405,6 +1399,7 @@ def prepare():
     os.close(fd)
     os.environ.setdefault("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is ignored, whatever we run "exits 0"
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, stop)
@@ -1412,7 +1407,6 @@ def prepare():
 
 def main(argv=None):
     """The command line. argv: list of str. Returns the exit status (int)."""
-    prepare()
     try:
         given, words = getopt.gnu_getopt(sys.argv[1:] if argv is None else argv, "c:knh", [
             "config=", "hooks", "dry-run", "new-key", "now", "json", "nsupdate", "check", "ttl=",
@@ -1440,6 +1434,7 @@ def main(argv=None):
     force = "now" if "--now" in flags else "new-key" if "--new-key" in flags else (
         command if command in ("init", "renew") else "")
     try:
+        prepare()
         return max([run_line(file, command, bool(flags & {"-k", "--hooks"}), dry, force, "".join(
             flags & {"--json", "--nsupdate", "--check"}), ttl) for file in files])
     except Stopped as stopped:
