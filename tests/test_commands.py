@@ -429,6 +429,19 @@ class Life(Case):
         self.good()
         self.silent(hooks=True)
 
+    def test_staging_key_put_there_after_a_rollover(self):
+        line = self.settled(staging_hours=24)
+        line.run('renew', '--new-key', check=0)
+        line.run('cron', check=0, **self.at(2))
+        self.assertFalse(os.path.exists(line.key('staging')))
+        write(line.key('staging'), openssl('genpkey', '-algorithm', 'EC', '-pkeyopt',
+                                           'ec_paramgen_curve:P-256'))
+        live = spki(line.key())
+        line.run('cron', check=0, **self.at(2.1))
+        self.assertEqual(spki(line.key()), live)
+        line.run('cron', check=0, **self.at(3.2))
+        self.assertNotEqual(spki(line.key()), live)
+
     def test_new_key_by_hand_while_one_is_staged(self):
         line = self.settled(staging_hours=48)
         line.run('renew', '--new-key', check=0)
@@ -867,6 +880,14 @@ class Ground(Case):
         os.chmod(line.key(), 0o640)
         self.check_inherited((0o640, 1, 2))
 
+    @unittest.skipUnless(os.geteuid() == 0, 'only root gives files to other groups')
+    def test_group_is_not_that_of_the_folder(self):
+        line = self.settled()
+        os.chown(line.path('keys'), 0, 1)
+        os.chmod(line.path('keys'), 0o2710)
+        line.run('renew', '--new-key', check=0)
+        self.assertEqual(os.stat(line.key()).st_gid, 0)
+
     def test_world_readable_keys_are_tightened(self):
         line = self.settled(staging_hours=48)
         line.run('renew', '--new-key', check=0)
@@ -933,6 +954,25 @@ class Ground(Case):
         self.assertNotEqual(read(line.key()), old[0])
         self.good()
         self.kept(*old)
+
+    def test_link_that_leads_nowhere(self):
+        line = self.settled()
+        os.unlink(line.crt())
+        os.symlink(line.path('nowhere'), line.crt())
+        line.run('cron', check=0)
+        self.assertTrue(pair_matches(line.key(), line.crt()))
+        self.silent()
+
+    def test_keys_folder_that_holds_the_account_key(self):
+        line = self.use()
+        line.set(account_key=line.path('keys', 'account.key'))
+        line.run('init', check=0)
+        self.assertEqual(os.stat(line.path('keys')).st_mode & 0o777, 0o710)
+
+    def test_nothing_is_made_where_something_cannot(self):
+        line = self.use(backups='/dev/null/backups')
+        self.refused('init', parts=['/dev/null'])
+        self.assertFalse(os.path.exists(line.path('certs')))
 
     def test_names_with_spaces(self):
         line = self.use()
@@ -1233,6 +1273,14 @@ class Surroundings(Case):
         line.run('cron', hooks=True, check=0)
         self.assertEqual(spki(line.key()), live)
 
+    def test_ca_that_must_not_be_asked_the_time(self):
+        line = self.settled()
+        line.age('live', 366)
+        self.ca.fault('directory', 'status', status=503, headers={'Retry-After': '3600'})
+        for _ in range(2):
+            done = line.run('cron', check=1)
+            self.assertEqual(len(done.stderr.splitlines()), 1, done.stderr)
+
     def test_clock_ahead_for_days(self):
         """Else a certificate is ordered each day, until the CA gives no more for a week."""
         line = self.settled()
@@ -1349,6 +1397,14 @@ class CommandLine(Case):
         line.run('cron', '-n', check=0)
         self.assertFalse(os.path.exists(line.path('certs', 'live.state')))
         self.assertEqual((self.ca.requests, line.log()), ([], []))
+
+    def test_dry_run_of_renew_after_a_failure(self):
+        line = self.settled()
+        self.ca.fault('order', 'status', status=500)
+        line.run('renew', check=1)
+        done = line.run('renew', '-n', check=0)
+        self.assertIn("Obtaining certificate 'live'", done.stdout)
+        line.run('renew', check=0)
 
     def test_status(self):
         line = self.settled(['post-certchange', 'post-keychange'], staging_hours=48,

@@ -51,6 +51,19 @@ class Contract(Case):
         for word in 'live.lock', 'account', 'live.key':
             self.assertNotIn(word, fds)
 
+    def test_failure_counts_though_dead_children_are_not_told(self):
+        """Who starts us may ignore SIGCHLD, and then every child would seem to exit 0."""
+        line = self.settled()
+        line.hook(CERTCHANGE, 'exit 3')
+        ignored = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        try:
+            done = line.start('cron', hooks=True)
+        finally:
+            signal.signal(signal.SIGCHLD, ignored)
+        _, err = done.communicate(timeout=60)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn('exit status 3', err)
+
     def test_no_shell_between(self):
         """A path is a path, whatever is in it; a link is followed."""
         line = self.settled()
