@@ -52,9 +52,8 @@ def __getattr__(name):  # LOGGER is made when it is asked for: a cron job need n
         raise AttributeError(name)
     import logging
     logger = globals()["LOGGER"] = logging.getLogger(__name__)
-    if not logger.handlers:
-        logger.addHandler(logging.StreamHandler())
-        logger.setLevel(logging.INFO)
+    logger.setLevel(logger.level or logging.INFO)
+    logger.addHandler(logging.StreamHandler())
     return logger
 
 
@@ -78,7 +77,7 @@ def utc(seconds):
 
 
 def openssl(*args, stdin=b"", seconds=600):
-    """Run openssl with args (str), give it stdin (bytes), return its stdout (bytes).
+    """Run openssl with args (str), give it stdin (bytes; None: ours), return its stdout (bytes).
 
     Raises ToolError with its own words. Keys are named by path only; a key with a passphrase
     fails, as there is no terminal to ask at.
@@ -319,6 +318,7 @@ def opener_of(*handlers):
     """A urllib opener that can do only what these handlers do: no ftp, no files."""
     from urllib.request import OpenerDirector
     opener = OpenerDirector()
+    opener.lost = 0  # answers for which a request was sent once more
     opener.addheaders = [("User-Agent", "letsencrypt-tiny/" + __version__),
                          ("Accept-Language", "en")]
     for handler in handlers:
@@ -336,15 +336,17 @@ def https_opener(ca_bundle=None, proxy=None):
     from http.client import BadStatusLine, HTTPSConnection, ImproperConnectionState
 
     class Socket(ssl.SSLSocket):  # a read timeout alone lets a drip of bytes go on for ever
+        __del__ = ssl.SSLSocket.close
+
         def recv_into(self, *args):
-            self.settimeout(max(0.001, handler.deadline - time.monotonic()))
+            self.settimeout(max(0.001, self.context.deadline - time.monotonic()))
             return super().recv_into(*args)
 
     class Handler(urllib.request.HTTPSHandler):
         connections = {}
 
         def https_open(self, req):
-            self.deadline = time.monotonic() + REQUEST_SECONDS
+            context.deadline = time.monotonic() + REQUEST_SECONDS
             headers = dict(req.unredirected_hdrs, **req.headers)
             hop = {name: headers.pop(name) for name in list(headers) if name.startswith("Proxy-")}
             # A server may have several addresses, of which the first need not answer
@@ -362,13 +364,14 @@ def https_opener(ca_bundle=None, proxy=None):
                     connection.close()  # once more if the server had closed it meanwhile
                     if not kept or not isinstance(error, gone):
                         raise
+                    self.parent.lost += 1
 
     # What a connection looks like that the server closed, or whose last answer was not read
     gone = ConnectionError, ssl.SSLError, BadStatusLine, ImproperConnectionState
     context = ssl.create_default_context(cafile=ca_bundle)
     context.sslsocket_class = Socket
-    handler = Handler(context=context)
-    return opener_of(urllib.request.ProxyHandler({"https": proxy} if proxy else None), handler)
+    return opener_of(urllib.request.ProxyHandler({"https": proxy} if proxy else None),
+                     Handler(context=context))
 
 
 def http_date(text):
@@ -383,8 +386,8 @@ def http_date(text):
 def retry_after(headers):
     """Seconds (int) that a Retry-After header (RFC 9110 section 10.2.3) asks for, or None."""
     value = (headers.get("Retry-After") or "").strip()
-    if re.match(r"[0-9]{1,12}\Z", value):
-        return int(value)
+    if re.match(r"[0-9]+\Z", value):
+        return int(value[:4000])  # Python reads no longer ones
     until, now = http_date(value), http_date(headers.get("Date")) or time.time()
     return None if until is None else max(0, int(until - now))
 
@@ -479,6 +482,7 @@ class Client:
         """The Reply to a signed request (section 6.2); without payload POST-as-GET (6.3)."""
         import json
         text = "" if payload is None else json.dumps(payload)
+        lost = self.opener.lost
         for left in reversed(range(NONCES)):
             if not self.nonce:
                 self.fetch("getting a nonce", self.directory("newNonce"), method="HEAD")
@@ -491,7 +495,8 @@ class Client:
             try:
                 return self.fetch(what, url, jws.encode())
             except AcmeError as error:
-                if error.type != "badNonce" or not left:
+                # A request whose answer is lost each time may have been obeyed each time
+                if error.type != "badNonce" or not left or self.opener.lost > lost + 2:
                     raise
 
     def register(self):
@@ -499,11 +504,11 @@ class Client:
         self.account, url = None, self.directory("newAccount")
         self.log("Registering account...")
         terms = {"termsOfServiceAgreed": True}
-        contact = {"contact": self.contact} if self.contact else {}
+        contact = {} if self.contact is None else {"contact": self.contact}
         try:
             reply = self.post("registering", url, {**terms, **contact})
         except AcmeError as error:
-            if error.type not in ("invalidContact", "unsupportedContact"):
+            if not contact or error.status != 400:
                 raise
             self.log("The CA does not take the contact: %s" % error)
             reply, contact = self.post("registering", url, terms), {}
@@ -512,10 +517,9 @@ class Client:
                                         printable(self.account)))
         try:
             if contact and reply.status == 200:
-                reply = self.post("updating the contact", self.account, contact)
-            if contact:
-                now = parse_json(reply, contact=list)["contact"]
-                self.log("Updated contact details:\n" + "\n".join(map(printable, now)))
+                self.post("updating the contact", self.account, contact)
+            if contact:  # Let's Encrypt shows none in its answer
+                self.log("Updated contact details:\n" + "\n".join(self.contact))
         except AcmeError as error:
             if error.retry_after is not None:
                 raise
@@ -555,19 +559,20 @@ class Client:
         for name, _ in todo:
             self.log("%s verified!" % name)
         self.log("Signing certificate...")
-        if order["status"] == "ready":
-            finalize, request = str(order.get("finalize")), {"csr": b64(csr)}
-            try:
-                reply = self.post("finalizing the order", finalize, request)
-                order = parse_json(reply, status=str)
-            except AcmeError as error:
-                if error.type != "orderNotReady":  # it is finalized, but that answer was lost
-                    raise
-                reply = None
-        order = self.poll(url, order, reply, ("pending", "ready", "processing"), [])
+        for _ in range(2):
+            busy, finalize = ("pending", "processing"), str(order.get("finalize"))
+            if order["status"] == "ready":
+                try:
+                    reply = self.post("finalizing the order", finalize, {"csr": b64(csr)})
+                    order, busy = parse_json(reply, status=str), busy + ("ready",)
+                except AcmeError as error:
+                    if error.type != "orderNotReady":  # not yet; or it is done: an answer was lost
+                        raise
+                    reply, order = None, dict(order, status="pending")
+            order = self.poll(url, order, reply, busy, [])
         why = problem_text(order.get("error") or "no reason given")
-        require(order["status"] == "valid", "the order for %s failed: it is %s: %s",
-                ", ".join(names), order["status"], why)
+        require(order["status"] == "valid", "Order failed for %s: it is %s: %s", ", ".join(names),
+                order["status"], why)
         reply = self.post("downloading the certificate", str(order.get("certificate")))
         text = check_chain(reply.body.decode("ascii", "replace"), spki, names, time.time())
         self.log("Certificate signed!")
@@ -619,7 +624,7 @@ class Client:
             time.sleep(max(0, min(wait, deadline - time.monotonic())))
             reply = self.post("asking for the order", url)
             order = parse_json(reply, status=str)
-            if pause > 0.5 and order["status"] in busy:
+            if max(pause, wait) > 0.5 and order["status"] in busy:
                 self.look(left, False)
             pause = min(5, pause * 2 or 0.05)
         if order["status"] in busy or order["status"] == "invalid":
@@ -697,32 +702,39 @@ class HttpFiles:
         """Remove the files; what cannot be removed is only told."""
         for path in list(self.paths):
             try:
-                os.unlink(path)
+                if os.path.lexists(path):
+                    os.unlink(path)
+                self.paths.remove(path)
             except OSError as error:
-                if not isinstance(error, FileNotFoundError):
-                    self.trouble("cannot remove %s: %s" % (path, error.strerror))
-                    continue
-            self.paths.remove(path)
+                self.trouble("cannot remove %s: %s" % (path, error.strerror))
 
 
 def self_check(url, text, seconds):
     """Fetch what must be text (str) from an http URL as a CA does: redirects followed without a
     look at TLS certificates, no proxy. Returns "" or what is wrong (str) after so many seconds."""
-    import socket, ssl, urllib.request as web
-    context, address = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "no address"
+    import socket, ssl, threading, urllib.request as web
+    context, found = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ["no answer in %d seconds" % seconds]
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     opener = opener_of(web.HTTPHandler(), web.HTTPSHandler(context=context), web.UnknownHandler(),
                        web.HTTPRedirectHandler(), web.HTTPErrorProcessor(),
                        web.HTTPDefaultErrorHandler())
-    try:
-        host = web.Request(url).host.partition(":")[0]
-        found = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
-        address = " ".join(dict.fromkeys(info[4][0] for info in found))
-        with opener.open(url, timeout=seconds) as answer:
-            body = answer.read(1000).decode("utf-8", "replace").strip()
-        return "" if body == text else "%s: it is another text" % address
-    except Exception as error:  # whatever a strange answer makes Python raise
-        return "%s: %s" % (address, printable(str(error) or type(error).__name__))
+
+    def look():
+        address = "no address"
+        try:
+            host = web.Request(url).host.partition(":")[0]
+            known = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
+            address = " ".join(dict.fromkeys(info[4][0] for info in known))
+            with opener.open(url, timeout=seconds) as answer:
+                body = answer.read(1000).decode("utf-8", "replace").strip()
+            found[0] = "" if body == text else "%s: it is another text" % address
+        except Exception as error:  # whatever a strange answer makes Python raise
+            found[0] = "%s: %s" % (address, printable(str(error) or type(error).__name__))
+
+    thread = threading.Thread(target=look, daemon=True)  # a drip of bytes may go on for ever
+    thread.start()
+    thread.join(seconds + 1)
+    return found[0]
 
 
 # ---- As acme-tiny 5.0.3 -------------------------------------------------------------------------
@@ -736,12 +748,12 @@ def get_crt(account_key, csr, acme_dir, log=None, CA=DEFAULT_CA, disable_check=F
     CA: deprecated; disable_check: do not fetch the challenge files first; contact: list of URLs;
     check_port: for that fetch. Raises ValueError with the CA's words, IOError with openssl's.
     """
-    log = log or sys.modules[__name__].LOGGER
+    log = log or globals().get("LOGGER") or __getattr__("LOGGER")
     log.info("Parsing account key...")
     key = AccountKey(account_key)
     log.info("Parsing CSR...")
     try:
-        request = openssl("req", "-in", csr, "-outform", "DER")
+        request = openssl("req", "-in", csr, "-outform", "DER", stdin=None)
     except ToolError as error:
         raise ToolError("Error loading %s: %s" % (csr, error))
     names, spki = parse_csr(request)
@@ -772,7 +784,7 @@ def main(argv=None):
     add("--check-port", metavar="PORT", help="port for the check of challenge files, default 80")
     args = vars(parser.parse_args(argv))
     if args.pop("quiet"):
-        sys.modules[__name__].LOGGER.setLevel("ERROR")
+        (globals().get("LOGGER") or __getattr__("LOGGER")).setLevel("ERROR")
     sys.stdout.write(get_crt(**args))
 
 

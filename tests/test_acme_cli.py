@@ -1,13 +1,19 @@
 """acme_tiny.py alone: whoever used acme-tiny 5.0.3 swaps the file and notices nothing but speed."""
+import contextlib
+import gc
 import inspect
 import io
 import logging
 import os
 import re
 import socket
+import socketserver
+import ssl
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import unittest
 from unittest import mock
 
@@ -133,16 +139,25 @@ class Script(Case):
 
     def test_contact(self):
         contacts = 'mailto:a@example.org', 'mailto:b@example.org'
-        for _ in range(2):      # a new account, and one that is there
-            status, _, err = self.script(*self.words(key='contact.key'), '--contact', *contacts)
+        for some in contacts, contacts, ():     # a new account, then one that is there
+            status, _, err = self.script(*self.words(key='contact.key'), '--contact', *some)
             self.assertEqual(status, 0, err)
-            self.assertIn('Updated contact details:\n' + '\n'.join(contacts) + '\n', err)
-            self.assertEqual(self.ca.accounts[-1].contact, list(contacts))
+            self.assertIn('Updated contact details:\n' + '\n'.join(some) + '\n', err)
+            self.assertEqual(self.ca.accounts[-1].contact, list(some))
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
         openssl('genrsa', '-out', cls.path('contact.key'), '2048')
+
+    def test_request_on_standard_input(self):
+        words = self.words()
+        words[words.index('--csr') + 1] = '/dev/stdin'
+        with open(self.path('cn.csr')) as file:
+            done = subprocess.run([sys.executable, SCRIPT, *words], stdin=file, timeout=60,
+                                  env=dict(self.trust, PATH=os.environ['PATH']),
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.assertEqual(done.returncode, 0, done.stderr)
 
     def test_already_verified(self):
         with mock.patch.object(self.ca, 'reuse_authz', True):
@@ -265,6 +280,40 @@ assert text.getvalue().count('Signing') == 1, text.getvalue()
             self.assertEqual(done.stderr.decode().count('Signing certificate...'),
                              int(how == 'add'))
 
+    def test_loaded_by_path(self):
+        """Nothing in it asks where it was loaded from, or under which name."""
+        code = r'''
+import importlib.util, logging, runpy, sys
+way, path, *words = sys.argv[1:]
+if way == 'run_path':
+    runpy.run_path(path)['main'](words)
+else:
+    spec = importlib.util.spec_from_file_location('another_name', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    logging.getLogger('another_name').setLevel(logging.ERROR)   # as if made at import
+    module.main(words)
+'''
+        for way in 'run_path', 'spec':
+            done = subprocess.run(
+                [sys.executable, '-c', code, way, SCRIPT] + self.words(),
+                env=dict(self.trust, PATH=os.environ['PATH']), stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE)
+            self.assertEqual(done.returncode, 0, done.stderr.decode())
+            self.assertEqual(done.stderr.count(b'Signing certificate...'), int(way == 'run_path'))
+
+    def test_no_connection_is_left(self):
+        """A program may ask for many certificates."""
+        def sockets():
+            gc.collect()
+            return sum(type(thing).__module__ == 'acme_tiny' and isinstance(thing, ssl.SSLSocket)
+                       and thing.fileno() >= 0 for thing in gc.get_objects())
+        self.get_crt()
+        before = sockets()
+        for _ in range(3):
+            self.get_crt()
+        self.assertLessEqual(sockets(), before)
+
     def test_logger_without_handlers_stays_so(self):
         """As where an application has set up logging of its own."""
         with mock.patch.object(acme_tiny.LOGGER, 'handlers', []), mock.patch.object(
@@ -358,6 +407,26 @@ class Check(Case):
     def test_nobody_there(self):
         with self.assertRaisesRegex(ValueError, "couldn't download http://example.org:1/.*refused"):
             self.get_crt(disable_check=False, check_port='1')
+
+    def test_a_drip_of_bytes(self):
+        """The check has its time, whatever the web server does."""
+        ended = threading.Event()
+        self.addCleanup(ended.set)
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self):
+                with contextlib.suppress(OSError):
+                    while not ended.wait(0.1):
+                        self.request.sendall(b'H')
+
+        with socketserver.ThreadingTCPServer(('127.0.0.1', 0), Handler) as server:
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+            self.addCleanup(server.shutdown)
+            begun = time.monotonic()
+            found = acme_tiny.self_check('http://127.0.0.1:%d/' % server.server_address[1], '', 1)
+            self.assertIn('no answer in 1 seconds', found)
+            self.assertLess(time.monotonic() - begun, 20)
+            ended.set()
 
     def test_no_such_name(self):
         def nothing(*args, **options):

@@ -487,7 +487,7 @@ class KeepingAway(Case):
 
     def test_eight_days_at_most(self):
         date = email.utils.formatdate(time.time() + 90 * DAY, usegmt=True)
-        for value in '999999999999', date:
+        for value in '999999999999', '9' * 5000, date:
             line, now = self.line(), time.time()
             ca.fault('order', 'status', status=429, headers={'Retry-After': value})
             self.fails(line)
@@ -697,7 +697,7 @@ class Accounts(Case):
                              set())
 
     def test_contact_that_is_refused(self):
-        for kind in 'invalidContact', 'unsupportedContact':
+        for kind in 'invalidContact', 'unsupportedContact', 'malformed':
             with FakeCA() as other, Line(other, contact='a@example.org') as line:
                 other.fault('account', 'problem', type=kind)
                 line.run('init', check=0)
@@ -927,6 +927,16 @@ class Headers(FakeCA):
         return super().respond(method, path, headers, body)
 
 
+class Losing(FakeCA):
+    """Does what requests of the kind `lose` ask for, and does not answer."""
+    lose = None
+
+    def respond(self, method, path, headers, body):
+        reply, faults = super().respond(method, path, headers, body)
+        lost = self.requests[-1].kind == self.lose and reply.status < 300
+        return reply, dict(faults, drop={}) if lost else faults
+
+
 class Proxy:
     """A proxy for CONNECT. `asked`: targets and headers; status: what it answers."""
 
@@ -1006,6 +1016,19 @@ class Connections(Case):
         ca.fault('finalize', 'drop')
         self.works(line)
         self.assertEqual(len(ca.orders[-1].names), 1)
+
+    def test_answers_to_the_order_are_lost_for_ever(self):
+        """Each may have been obeyed, and CAs count orders."""
+        with Losing() as other, Line(other) as line:
+            other.lose = 'order'
+            line.run('init', check=1)
+            self.assertLess(len(other.orders), 5)
+
+    def test_not_ready_after_all(self):
+        """The order was ready, but the CA has forgotten that for a moment."""
+        line = self.line()
+        ca.fault('finalize', 'problem', status=403, type='orderNotReady')
+        self.works(line)
 
     def test_an_endless_answer(self):
         """Ends when it is too long, and not only when it takes too long."""
