@@ -205,7 +205,7 @@ OPTIONS = (  # key, default (... if it is required), what is expected, reader
      lambda text: servers(matching(".*")(text))[0]),
     ("dns-servers", None, "addresses, or address@port", servers),
     ("served", None, "host:port, or host:port/smtp and the like",
-     matching(r"\S+:(?P<port>[0-9]{1,5})(/[a-z0-9]+)?", True)),
+     matching(r"\S+:(?P<port>[0-9]{1,5})(/[a-z0-9-]+)?", True)),
 )
 Config = namedtuple("Config", [row[0].replace("-", "_") for row in OPTIONS] + ["file"])
 
@@ -360,7 +360,8 @@ def read_state(config, now):
         found = {}
     state = {name: found[name] for name in STATE if like(found.get(name), STATE[name])}
     server = state.get("retry", {}).get("server")
-    latest = {"published": 0, "seen": 0, "told": 0, "retry": RETRY_AFTER_SECONDS if server else DAY}
+    latest = {"published": 0, "seen": CLOCK_SECONDS, "told": 0,
+              "retry": RETRY_AFTER_SECONDS if server else DAY}
     for name in set(latest) & set(state):
         value = state[name]["after"] if name == "retry" else state[name]
         if not 0 <= value <= now + latest[name] or name == "retry" and state[name]["count"] < 1:
@@ -408,10 +409,11 @@ def decide(config, facts, now):
         timed = step and facts.force != "now" and (
             step.verb in ("stage", "unstage", "publish") or staged_pair(facts)
             and step.what in ("dns", "post-keychange"))
+        unknown = facts.skew is None and (blocked or "clock" in facts.asked)
         if step is None or step.verb == "wait" or timed and (
-                wrong_clock(facts) or facts.skew is None and (blocked or "clock" in facts.asked)):
+                wrong_clock(facts) or unknown and step.verb != "look"):
             continue
-        return step._replace(verb="clock") if timed and facts.skew is None else step
+        return step._replace(verb="clock") if timed and facts.skew is None and not unknown else step
     return outlook(config, facts, now)
 
 
@@ -421,11 +423,10 @@ def hook_step(config, facts):
         step = Step("hook", hook, "Running %s" % hook, "it is owed")
         if hook == "post-certchange":
             return step
-        if (staged_pair(facts) and config.tlsa and facts.dns is None
-                and "ttl" not in facts.state):  # how long may caches hold what is there now?
-            return Step("look", "dns", "Looking at DNS", "which TTL have its records?")
         if staged_pair(facts) and config.tlsa and "ttl" not in facts.state:
-            return None
+            # How long may caches hold what is there now?
+            return None if facts.dns is not None else Step(
+                "look", "dns", "Looking at DNS", "which TTL have its records?")
         known = facts.state.get("keychange", [] if facts.force == "init" else [""])
         if not config.served or set(known) <= {*keys_of(facts), None}:
             return step
@@ -516,11 +517,14 @@ def unstage_step(config, facts, now):
     since, name = facts.state.get("published"), config.staging
     if not staged_pair(facts):
         return Step("wait")
+    seen = facts.state.get("seen", now) if config.tlsa else 0
+    due = max(seen, since or 0) + max(config.staging_hours * HOUR, 2 * facts.state.get("ttl", 0))
+    if facts.force == "now":
+        return Step("unstage", "", "Making '%s' live at once%s" % (
+            name, " (until the old TLSA records are out of all caches, who has them refuses it)"
+            if now < due else ""), "asked for", now)
     if request_due(config, facts, facts.staging_key, facts.staging_crt, now)[0]:
         return Step("wait", "", "", "'%s' waits for its certificate" % name, now)
-    if facts.force == "now":
-        return Step("unstage", "", "Making '%s' live at once (until the old TLSA records are out "
-                    "of all caches, who has them refuses it)" % name, "asked for", now)
     if facts.dns and "ttl" not in facts.state:
         return Step("wait", "dns", "", "'%s' waits: %s" % (name, "; ".join(facts.dns)), now)
     if config.post_keychange and config.staging_hours and (
@@ -533,13 +537,11 @@ def unstage_step(config, facts, now):
     if config.tlsa and facts.dns:
         again = config.post_keychange and facts.hooks and "post-keychange" not in facts.asked
         why = "'%s' waits: %s" % (name, "; ".join(facts.dns))
-        return (Step("hook", "post-keychange", "Running post-keychange again", why) if again
-                else Step("wait", "dns", "", why, now))
-    seen, ttl = (facts.state.get("seen", now), facts.state.get("ttl", 0)) if config.tlsa else (0, 0)
-    due = max(seen, since or 0) + max(config.staging_hours * HOUR, 2 * ttl)
+        return (Step("hook", "post-keychange", "Running post-keychange again", why, since or now)
+                if again else Step("wait", "dns", "", why, now))
     if config.standby == "yes" and now < old_time(config, facts):
         return Step("wait", "", "", "'%s' stands by to go live" % name, old_time(config, facts))
-    if now < due:
+    if now + min(0, (facts.skew or 0) + 2) < due:  # the CA tells seconds only
         return Step("wait", "dns" if config.tlsa else "", "", "'%s' goes live" % name, due)
     return Step("unstage", "", "Making '%s' live" % name, "the staging time is over", due)
 
@@ -790,28 +792,35 @@ def dns_send(server, query, way):
         return data[2:]
 
 
-def dns_ask(server, name, kind, recurse=True):
+def dns_ask(server, name, kind, flags=b"\x01\x20"):
     """The Answer of a server (address, or address@port) to one question (RFC 1035, with EDNS).
 
-    Raises ValueError if there is none after three tries of 2 seconds, OSError if no route.
+    flags: RD and AD (RFC 6840 section 5.7). Raises ValueError if there is none after three tries of
+    2 seconds, OSError if no route.
     """
     import socket
     labels = [label.encode() for label in name.split(".") if label]
     question = b"".join(bytes([len(label)]) + label for label in labels) + bytes([0, 0, kind, 0, 1])
     error = "nonsense"
     for _ in range(3):
-        # RD and AD (RFC 6840 section 5.7), one question, an OPT record for answers of 1232 bytes
-        query = os.urandom(2) + (b"\x01\x20" if recurse else b"\0\0") + bytes(
-            [0, 1, 0, 0, 0, 0, 0, 1]) + question + bytes([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0])
+        # One question, and an OPT record for answers of 1232 bytes
+        query = os.urandom(2) + flags + bytes([0, 1, 0, 0, 0, 0, 0, 1]) + question + bytes(
+            [0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0])
         try:
             message = dns_send(server, query, socket.SOCK_DGRAM)
             if message[2] & 2:
                 message = dns_send(server, query, socket.SOCK_STREAM)
             echo = message[:2] + message[12:12 + len(question)].lower()
             if echo == query[:2] + question.lower() and message[2] & 0x80:
-                return dns_parse(message)
+                answer = dns_parse(message)
+                if answer.code in (0, 3):
+                    return answer
+                error = ("SERVFAIL: is the zone bogus?" if answer.code == 2 else
+                         "error %d" % answer.code)
         except (socket.timeout, ConnectionError, IndexError, ValueError) as failure:
             error = failure
+        except OSError as failure:
+            raise OSError(failure.errno, failure.strerror, server)
     raise ValueError("%s does not answer (%s)" % (server, error))
 
 
@@ -826,17 +835,14 @@ def dns_resolve(config, name, kind, validated=True):
     with validated=False the latter gives None."""
     server = dns_resolver(config)
     answer = dns_ask(server, name, kind)
-    if answer.code not in (0, 3):
-        raise ValueError("%s: the resolver %s %s" % (name, server, "says SERVFAIL: is the zone "
-                         "bogus?" if answer.code == 2 else "gives error %d" % answer.code))
     near = config.dns_resolver or re.match(r"127\.|::1(@|\Z)", server)
     if not (answer.authentic and near or answer.authoritative and config.dns_resolver):
         if not validated:
             return None
-        raise ValueError("%s: the answer of the resolver %s is not validated: %s" % (
-            name, server, "it is not on this machine: name it as dns-resolver if you trust it"
-            if not near else "it has AA, but no AD: name it as dns-resolver if it is the zone's own"
-            if answer.authoritative else "it has neither AD nor AA: is the zone signed, does it "
+        raise ValueError("the answer of the resolver %s is not validated: it %s" % (
+            server, "is not on this machine: name it as dns-resolver if you trust it" if not near
+            else "has AA, but no AD: name it as dns-resolver if it is the zone's own"
+            if answer.authoritative else "has neither AD nor AA: is the zone signed, does it "
             "validate?"))
     return answer
 
@@ -856,31 +862,37 @@ def dns_follow(answer, name, kind):
 def dns_own(config, owner):
     """[(address, owner, Answer or its error)]: what each of the zone's own servers has for TLSA
     records of the owner. Raises ValueError, OSError if they are not found."""
-    import socket
+    import errno, socket
+
+    def find(name, kind):  # RD and CD: not validated, for a hook may have to mend the zone
+        return dns_ask(dns_resolver(config), name, kind, b"\x01\x10")
+
     servers = {server: [server] for server in config.dns_servers or ()}
     if not servers:
-        soa = dns_resolve(config, owner, SOA)
+        soa = find(owner, SOA)
         zone = [record[0] for record in soa.records + soa.authority if record[1] == SOA] or [owner]
-        for name in dns_follow(dns_resolve(config, zone[0], NS), zone[0], NS)[2]:
+        for name in dns_follow(find(zone[0], NS), zone[0], NS)[2]:
             servers[name] = [socket.inet_ntop(family, data) for kind, family in (
-                (A, socket.AF_INET), (AAAA, socket.AF_INET6)) for data in dns_follow(
-                    dns_ask(dns_resolver(config), name, kind), name, kind)[2]]
+                (A, socket.AF_INET), (AAAA, socket.AF_INET6))
+                for data in dns_follow(find(name, kind), name, kind)[2]]
     if not servers:
-        raise ValueError("%s: its zone's own servers are not found: set dns-servers" % owner)
+        raise ValueError("its zone's own servers are not found: set dns-servers")
     found = []
     for name, addresses in servers.items():
-        error, before = ValueError("%s has no address" % name), len(found)
+        error, rows = ValueError("%s has no address" % name), []
         for address in addresses:
             try:
-                answer = dns_ask(address, owner, TLSA, False)
-                if not answer.authoritative or answer.code not in (0, 3):
+                answer = dns_ask(address, owner, TLSA, b"\0\0")
+                if not answer.authoritative:
                     answer = ValueError("%s is no server of its zone" % address)
-                found.append((address, owner, answer))
-            except ValueError as failure:
-                found.append((address, owner, failure))
-            except OSError as failure:  # no route, as to IPv6 from a machine without
-                error = failure
-        found += [(name, owner, error)] if len(found) == before else []
+            except (ValueError, OSError) as failure:
+                answer = failure
+            if getattr(answer, "errno", None) in (
+                    errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                error = answer  # no route, as to IPv6 from a machine without
+            else:
+                rows.append((address, owner, answer))
+        found += rows or [(name, owner, error)]
     return found
 
 
@@ -939,12 +951,12 @@ def look_at_dns(config, facts):
             own = dns_own(config, dns_follow(answers[0][2], base, TLSA)[0] if answers else base)
         except (OSError, ValueError, IndexError) as error:
             problems.append("%s: %s" % (name, reason(error)))
-        for _, owner, answer in own:
-            if isinstance(answer, Exception):
-                problems.append("%s: %s" % (owner, reason(answer)))
+        problems += ["%s: %s" % (row[1], reason(row[2])) for row in own
+                     if isinstance(row[2], Exception)]
         own = [row for row in own if not isinstance(row[2], Exception)]
         # The resolver's TTL is only what is left of it
-        ttls.append(max([dns_follow(row[2], row[1], TLSA)[1] for row in own], default=None))
+        ttls.append(max(dns_follow(answer, owner, TLSA)[1] for _, owner, answer in answers + own)
+                    if own else None)
         for server, owner, answer in answers + own:
             missing, other = tlsa_compare(dns_follow(answer, owner, TLSA)[2], chains)
             problems += ["%s: %s says %s" % (owner, server, text) for text in missing]
@@ -959,10 +971,8 @@ def look_at_services(config, facts):
     for service in config.served:
         where, _, protocol = service.partition("/")
         try:
-            host = where.rpartition(":")[0]
-            text = openssl("s_client", "-connect", where, *(
-                ["-noservername"] if re.match(r"\[|[0-9.]+\Z", host) else ["-servername", host]),
-                *(["-starttls", protocol] if protocol else []), seconds=20)
+            text = openssl("s_client", "-connect", where,
+                           *(["-starttls", protocol] if protocol else []), seconds=20)
             leaf = re.search(r"-----BEGIN CERT.*?-----END CERTIFICATE-----", text.decode(
                 "ascii", "replace"), re.S)
             spki = sha256(parse_certificate(pem(leaf.group())[0][1]).spki) if leaf else ""
@@ -1021,7 +1031,7 @@ def perform(run, facts, step):
     elif step.verb == "stage":
         run.asked = run.asked | {"stage"}
         run.force = "now" if run.force == "now" else ""
-        update_state(config, published=None, seen=None, ttl=None)
+        update_state(config, published=None, seen=None, ttl=None, told=None)
         make_key(place(config, "staging", "key"), config.key_type, config.key_length,
                  os.stat(place(config, "live", "key")))
     elif step.verb == "publish":
@@ -1032,8 +1042,9 @@ def perform(run, facts, step):
     elif step.verb == "look" and step.what == "dns":
         run.dns, ttl, _ = look_at_dns(config, facts)
         known = [some for some in (ttl, facts.state.get("ttl")) if some is not None]
-        update_state(config, ttl=max(known, default=None), seen=None if run.dns else
-                     facts.state.get("seen") or time.time())
+        since = facts.state.get("seen") or (
+            None if run.skew is None else time.time() + max(0, run.skew - 2))
+        update_state(config, ttl=max(known, default=None), seen=None if run.dns else since)
     elif step.verb == "look":
         end = time.monotonic() + 15
         for pause in (1, 1, 1, 1, 0):  # a service may take a moment to reload
@@ -1049,7 +1060,7 @@ def perform(run, facts, step):
     else:
         run.asked, run.force = run.asked | {"stage"}, ""
         rename(config, *("key", "crt") if step.verb == "unstage" else (step.what,))
-        update_state(config, published=None, seen=None)  # the next staged key waits anew
+        update_state(config, published=None, seen=None, ttl=None)  # the next key waits anew
 
 
 def client_of(run):
@@ -1217,7 +1228,8 @@ def conclude(run, facts, step, now):
         complain(config.file, "%s; %s" % (step.why, told))
     if retry and step.what != "request" and not (run.failed or retry["server"]):
         update_state(config, retry=None)  # of a run that died when it had succeeded
-    if decide(config, facts._replace(skew=0), now).verb != "wait":
+    if decide(config, facts._replace(skew=0 if wrong_clock(facts) else facts.skew or 0),
+              now).verb != "wait":
         run.status = 1  # held back because the clock is wrong, which was said, or not known
         if run.skew is None and not run.failed:
             complain(config.file, "no key is made or goes live before the CA says what time it is: "
@@ -1243,12 +1255,13 @@ def tell_dns(run, facts, now):
     """Tell a staging time that is too short, and once a day what a staged key waits for."""
     config, step = run.config, unstage_step(run.config, facts, now)
     ttl = facts.state.get("ttl", 0)
-    if run.force == "init" or "stage" in run.asked:
-        ttl = max(ttl, look_at_dns(config, facts)[1] or 0)
+    if run.force == "init" or facts.staging_key and "stage" in run.asked:
+        ttl = ttl or look_at_dns(config, facts)[1] or 0
         if 2 * ttl > config.staging_hours * HOUR:
             say("staging-hours is less than twice the TTL of the TLSA records: a new key waits for "
                 "%d seconds" % (2 * ttl))
-    if run.hooks and step.what == "dns" and now >= facts.state.get("told", 0) + DAY - HOUR:
+    if run.hooks and step[:2] == ("wait", "dns") and (
+            now >= facts.state.get("told", 0) + DAY - HOUR):
         say("%s, %s" % (step.why, "to be tried again" if run.dns else utc(step.when)))
         update_state(config, told=now)
         since = facts.state.get("published", facts.staging_key.made)
@@ -1309,7 +1322,9 @@ def show(config, hooks, force):
 
 def status(config):
     """Tell what is there and what comes next. Returns 1 if something is overdue or failed."""
-    facts, now = Run(config, True, "", 0).facts()._replace(dns=[], served=[]), time.time()
+    facts, now = Run(config, True, "", 0).facts(), time.time()
+    facts = facts._replace(served=[], dns=["it was not seen in DNS yet"] if (
+        config.tlsa and "seen" not in facts.state) else [])
     step, retry = decide(config, facts, now), facts.state.get("retry")
     lines, crt = ["%s: %s" % (config.file, " ".join(config.domains))], facts.live_crt
     for name, key, some in ((config.live, facts.live_key, crt),
@@ -1345,7 +1360,7 @@ def tlsa(config, form, ttl):
     facts = Run(config).facts()
     if not config.tlsa:
         raise Problem("tlsa is not set: it names the records, such as _25._tcp.mx.example.org", 2)
-    names = [name.rstrip(".") + "." for name in config.tlsa]
+    names = list(dict.fromkeys(name.rstrip(".").lower() + "." for name in config.tlsa))
     records = [(name, ttl, key) for name in names for key in keys_of(facts) if key]
     if form == "--check":
         problems, found, stale = look_at_dns(config, facts)
@@ -1357,8 +1372,9 @@ def tlsa(config, form, ttl):
         return 1 if problems else 0
     lines = ["%s %d IN TLSA 3 1 1 %s" % record for record in records]
     if form == "--nsupdate":
-        lines = ["update delete %s TLSA" % name for name in names] + [
-            "update add %s %d TLSA 3 1 1 %s" % record for record in records] + ["send"]
+        lines = [line for name in names for line in [  # one at a time: they may be of several zones
+            "update delete %s TLSA" % name, *["update add %s %d TLSA 3 1 1 %s" % record
+                                              for record in records if record[0] == name], "send"]]
     if form == "--json":
         lines = [json.dumps([{"name": name, "ttl": ttl, "usage": 3, "selector": 1,
                               "matching_type": 1, "data": key} for name, _, key in records])]
