@@ -17,6 +17,7 @@ from unittest import mock
 
 sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from tests import fake_ca, support
+from tests.support import other_file_system
 
 DAY = 86400
 FAULTS = {'ENOSPC': 'No space left on device', 'EROFS': 'Read-only file system',
@@ -183,22 +184,6 @@ SCENARIOS = {row[0]: Scenario(*row) for row in (
     ('half-dropped', ('cron',), {}, half_dropped, False, ''),
     ('far-renew', ('renew',), {'backups': None}, settled, None, 'far/'),
     ('far-unstage', ('cron',), {'backups': None}, ready, False, 'far/'))}
-
-
-def memory_folder():
-    """A folder (path) for temporary files that is in memory, for disks are slow to sync; None if
-    there is none, or somebody has chosen another."""
-    usable = 'TMPDIR' not in os.environ and os.access('/dev/shm', os.W_OK)
-    return '/dev/shm' if usable else None
-
-
-def other_file_system(folder):
-    """A folder (path) on another file system than `folder`, None if there is none."""
-    for path in '/dev/shm', '/tmp', '/run':
-        if os.path.isdir(path) and os.access(path, os.W_OK) and (
-                os.stat(path).st_dev != os.stat(folder).st_dev):
-            return path
-    return None
 
 
 # ---- files --------------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """What the tests of the whole program have in common: a line in a temporary directory, a web
 server for challenges, and openssl as an independent judge of keys and certificates."""
 import base64
+import contextlib
 import hashlib
 import http.server
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -21,6 +23,10 @@ import time
 for number in signal.SIGINT, signal.SIGHUP:
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, lambda *_: None)
+
+# How long (seconds) to wait for what takes a moment, on a machine that has much else to do. What
+# must not happen by itself takes longer: 600.
+PATIENCE = 120
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 # The program under test: the built single file, or the two files as they are.
@@ -43,6 +49,7 @@ OTHER_CLOCK = r'''
 import os, runpy, sys, time
 real, start = time.time, time.time()
 ahead = float(sys.argv[1]) - start
+written = time.clock_gettime(5)     # CLOCK_REALTIME_COARSE: by it the kernel dates files
 time.time = lambda: real() + ahead
 time.time_ns = lambda: int(time.time() * 1e9)
 def shifted(name, plain):
@@ -51,8 +58,8 @@ for name in 'gmtime', 'localtime':
     setattr(time, name, shifted(name, getattr(time, name)))
 def dated(plain):
     def move(source, target, **options):
-        # Written in this run, and not under a set clock: the kernel's own is some ms behind.
-        if start - 0.01 <= os.lstat(source).st_mtime <= real():
+        # Written in this run, and not under a set clock
+        if written <= os.lstat(source).st_mtime <= real():
             os.utime(source, (time.time(), time.time()), follow_symlinks=False)
         return plain(source, target, **options)
     return move
@@ -63,11 +70,40 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 '''
 
 
+def memory_folder():
+    """A folder (path) for temporary files that is in memory, for disks are slow to sync; None if
+    there is none, or somebody has chosen another."""
+    path = '/dev/shm'
+    usable = 'TMPDIR' not in os.environ and os.access(path, os.W_OK) and not (
+        os.statvfs(path).f_flag & os.ST_NOEXEC)     # hooks are run from there
+    return path if usable else None
+
+
+tempfile.tempdir = memory_folder() or tempfile.tempdir
+
+
+def other_file_system(folder):
+    """A folder (path) on another file system than `folder`, None if there is none."""
+    for path in '/dev/shm', '/tmp', '/run', HERE:
+        if os.path.isdir(path) and os.access(path, os.W_OK) and (
+                os.stat(path).st_dev != os.stat(folder).st_dev):
+            return path
+    return None
+
+
+def only_if(applies):
+    """Decorator: a test, or a class of tests, that is not there where it does not apply."""
+    return lambda test: test if applies else None
+
+
 def free_port():
-    """A TCP port of 127.0.0.1 (int) on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
+    """A TCP port of 127.0.0.1 (int) on which nobody listens, and that no other process gets soon:
+    it is not one of those that the kernel gives to whoever wants any (from 32768)."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            port = random.randrange(10000, 32768)
+            probe.bind(('127.0.0.1', port))
+            return port
 
 
 def wait_for(predicate, seconds, what):
@@ -137,7 +173,7 @@ class Web:
         web = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            timeout = 10
+            timeout = PATIENCE
 
             def do_GET(self):
                 web.hits.append((self.headers.get('Host'), self.path))
@@ -306,7 +342,7 @@ class Line:
             stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
             encoding='utf-8', errors='replace', start_new_session=True)
 
-    def run(self, *args, check=None, timeout=60, input=None, **options):
+    def run(self, *args, check=None, timeout=PATIENCE, input=None, **options):
         """Run the program with this configuration and `args`; return a CompletedProcess (text).
 
         `check`: the exit status that is demanded; `timeout`: seconds, then it and all its children

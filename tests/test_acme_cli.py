@@ -13,7 +13,7 @@ from unittest import mock
 
 import acme_tiny
 from tests.fake_ca import FakeCA
-from tests.support import HERE, Web, cert_names, openssl, pair_matches
+from tests.support import HERE, PATIENCE, Web, cert_names, openssl, pair_matches
 
 SCRIPT = os.path.join(os.path.dirname(HERE), 'acme_tiny.py')
 
@@ -74,7 +74,7 @@ class Case(unittest.TestCase):
         env = dict({'PATH': os.environ['PATH']}, **(self.trust if env is None else env))
         done = subprocess.run([sys.executable, SCRIPT, *args], env=env, cwd='/',
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, timeout=60)
+                              stderr=subprocess.PIPE, timeout=PATIENCE)
         return done.returncode, done.stdout.decode(), done.stderr.decode()
 
     def get_crt(self, csr='cn.csr', **options):

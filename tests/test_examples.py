@@ -9,7 +9,7 @@ import sys
 import tempfile
 import unittest
 
-from tests.support import PROGRAM, openssl
+from tests.support import PATIENCE, PROGRAM, openssl
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 EXAMPLES = os.path.join(ROOT, "examples")
@@ -360,7 +360,7 @@ class Demo(unittest.TestCase):
     def test_demo(self):
         done = subprocess.run([sys.executable, os.path.join(EXAMPLES, "demo.py")],
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, universal_newlines=True, timeout=60)
+                              stderr=subprocess.PIPE, universal_newlines=True, timeout=PATIENCE)
         self.assertEqual((done.returncode, done.stderr), (0, ""), done.stdout)
         for fact in ("$ letsencrypt-tiny -c line.conf -k init", "(nothing printed, exit status 0)",
                      "Obtaining certificate 'live' for mx.example.org, www.example.org, "
