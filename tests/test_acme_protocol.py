@@ -3,19 +3,14 @@
 import contextlib
 import email.utils
 import http.server
-import multiprocessing
 import os
-import py_compile
 import re
-import runpy
 import select
 import shutil
 import signal
 import socket
 import socketserver
 import ssl
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -24,7 +19,7 @@ from unittest import mock
 
 from tests import fake_ca, support
 from tests.fake_ca import PKI, FakeCA
-from tests.support import PATIENCE, Line, Web, cert_names, pair_matches, wait_for
+from tests.support import PATIENCE, QuickLine as Line, Web, cert_names, pair_matches, wait_for
 
 DAY = 86400
 ESCAPES = '\x1b[2J\x1b]0;owned\x07\x9b31m\u202e\ud800\r\nletsencrypt-tiny: all is well\n'
@@ -61,61 +56,23 @@ class Series(FakeCA):
         self.clock_offset = now - time.time()
 
 
-forks = multiprocessing.get_context('forkserver')
-
-
-def in_fork(program, words, env, files):
-    """Be the program: its path, arguments, environment, and files for stdout and stderr."""
-    os.setsid()
-    for fd, name in enumerate([os.devnull, *files]):
-        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), fd)
-    os.environ.clear()
-    os.environ.update(env)
-    sys.argv = [program, *words]
-    sys.path[:] = [path for path in sys.path
-                   if not os.path.exists(os.path.join(path, 'acme_tiny.py'))]
-    runpy.run_path(program, run_name='__main__')
-
-
 class Ready(Line):
     """A line as `init` leaves it, but copied: that is faster."""
     template = None     # a folder
+    code = ''           # Python to execute before each run
 
     def __enter__(self):
         super().__enter__()
         shutil.copytree(self.template, self.folder.name, dirs_exist_ok=True)
         return self
 
-    def start(self, *args, env=None, **options):
+    def environment(self, env):
         """As Line's, but with signatures that only a Series accepts, if it is one."""
         fast = quick if isinstance(self.ca, Series) else {}
-        return super().start(*args, env=dict(fast, **(env or {})), **options)
+        return super().environment(dict(fast, **(env or {})))
 
-    def run(self, *args, check=None, env=None, **options):
-        """As Line's, but where nothing speaks against it in a fork of a process that has already
-        imported what the program needs of Python: starting it is most of a run."""
-        program = support.PROGRAM[-1]
-        if options or not program.endswith('.pyc') or '-c' in support.PROGRAM:
-            return super().run(*args, check=check, env=env, **options)
-        fast = quick if isinstance(self.ca, Series) else {}
-        env = dict({'PATH': os.environ['PATH'], 'HOME': self.folder.name}, **fast, **(env or {}))
-        files = [self.path('stdout'), self.path('stderr')]
-        process = forks.Process(target=in_fork, args=(program, ['-c', self.config, *args], env,
-                                                      files))
-        process.start()
-        process.join(PATIENCE)
-        if process.exitcode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.join()
-        texts = []
-        for name in files:
-            with open(name, encoding='utf-8', errors='replace') as file:
-                texts.append(file.read())
-            os.unlink(name)
-        if check not in (None, process.exitcode):
-            raise AssertionError('%s: exit status %s instead of %s\n%s\n%s' % (
-                ' '.join(args), process.exitcode, check, *texts))
-        return subprocess.CompletedProcess(args, process.exitcode, *texts)
+    def run(self, *args, **options):
+        return super().run(*args, code=self.code, **options)
 
     def forget_account(self):
         self.edit_state(lambda state: state.pop('account') and None)
@@ -139,14 +96,6 @@ SOURCE = support.PROGRAM[-1]
 def setUpModule():
     stack = contextlib.ExitStack()
     unittest.addModuleCleanup(stack.close)
-    # The program is started so often here that it pays to compile it once.
-    folder = stack.enter_context(tempfile.TemporaryDirectory())
-    for source in {SOURCE, os.path.join(os.path.dirname(SOURCE), 'acme_tiny.py')}:
-        if os.path.exists(source):
-            compiled = os.path.join(folder, os.path.basename(source).replace('.py', '') + '.pyc')
-            py_compile.compile(source, compiled, doraise=True)
-    program = os.path.join(folder, os.path.basename(SOURCE).replace('.py', '') + '.pyc')
-    stack.enter_context(mock.patch.object(support, 'PROGRAM', support.PROGRAM[:-1] + [program]))
     global ca
     ca = stack.enter_context(Series())
     Ready.template = stack.enter_context(tempfile.TemporaryDirectory())
@@ -155,7 +104,6 @@ def setUpModule():
         for name in 'keys', 'certs', 'backups':
             shutil.copytree(line.path(name), os.path.join(Ready.template, name))
         shutil.copy(line.path('account.key'), Ready.template)
-    forks.set_forkserver_preload([__name__, 'urllib.request'])
     global quick
     quick = {'PATH': stack.enter_context(tempfile.TemporaryDirectory())}
     with open(os.path.join(quick['PATH'], 'openssl'), 'w') as file:
@@ -1167,17 +1115,15 @@ class Slow(Case):
 
 # ---- the program's own look at the challenge files ----------------------------------------------
 
-# Run in place of the program: example.org is here, and its port 80 is another.
+# Run before the program: example.org is here, and its port 80 is another.
 RESOLVER = '''
-import runpy, socket, sys
-real, port = socket.getaddrinfo, int(sys.argv[1])
+import socket
+real, port = socket.getaddrinfo, %d
 def here(host, service, *args, **options):
     if host.endswith('example.org'):
         host, service = '127.0.0.1', port if service == 80 else service
     return real(host, service, *args, **options)
 socket.getaddrinfo = here
-sys.argv = sys.argv[2:]
-runpy.run_path(sys.argv[0], run_name='__main__')
 '''
 
 
@@ -1221,8 +1167,7 @@ class Elsewhere(Web):
 class SelfCheck(Case):
 
     def resolving(self, port):
-        command = support.PROGRAM[:2] + ['-c', RESOLVER, str(port), support.PROGRAM[2]]
-        return mock.patch.object(support, 'PROGRAM', command)
+        return mock.patch.object(Ready, 'code', RESOLVER % port)
 
     def test_all_is_well(self):
         for check, hits in ('no', 1), ('warn', 2), ('require', 2):

@@ -1,5 +1,4 @@
 """The whole program through its command line: every command, on every kind of ground."""
-import atexit
 import base64
 import fcntl
 import hashlib
@@ -14,75 +13,15 @@ import time
 import unittest
 
 from tests.fake_ca import FakeCA, items, pem, tlv
-from tests.support import PATIENCE, PROGRAM, cert_names, openssl, wait_for
+from tests.support import PATIENCE, PROGRAM, Nursery, cert_names, openssl, wait_for
 from tests import support
 
 DAY, HOUR = 86400, 3600
 BUSY = 75
 
-# Starting Python and reading the program is most of a run. So this process does that once, and
-# forks for each run: reads jobs (JSON: args, env, out, err, seconds, clock: what to run first to
-# have another one, argv for that), writes exit statuses.
-NURSERY = r'''
-import json, os, runpy, signal, sys, traceback
-import http.client, ssl, subprocess, urllib.request  # which a run may need
-main = runpy.run_path(sys.argv[1])["main"]
-for line in sys.stdin:
-    job = json.loads(line)
-    pid = os.fork()
-    if not pid:
-        status = 1
-        try:
-            os.setsid()
-            signal.alarm(job["seconds"])
-            for fd, path in enumerate((os.devnull, job["out"], job["err"])):
-                os.dup2(os.open(path, os.O_RDWR), fd)
-            os.environ.clear()
-            os.environ.update(job["env"])
-            sys.argv = job["argv"]
-            exec(job["clock"], {})
-            status = main(job["args"])
-        except SystemExit as stop:
-            status = stop.code
-        except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
-        os._exit(status)
-    _, how = os.waitpid(pid, 0)
-    print(-os.WTERMSIG(how) if os.WIFSIGNALED(how) else os.WEXITSTATUS(how), flush=True)
-'''
-
-
-class Nursery:
-    """The one process of NURSERY."""
-    process = None
-
-    @classmethod
-    def run(cls, args, env, seconds, now=None):
-        """Run the program; a CompletedProcess (text)."""
-        if cls.process is None:
-            cls.process = subprocess.Popen(
-                [*PROGRAM[:2], '-c', NURSERY, PROGRAM[2]], stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, encoding='ascii', cwd='/')
-            atexit.register(cls.stop)
-        with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
-            clock, rest, _ = support.OTHER_CLOCK.partition('sys.argv = ')
-            job = {'args': args, 'env': env, 'seconds': seconds, 'out': out.name, 'err': err.name,
-                   'clock': clock if rest and now is not None else '', 'argv': ['', repr(now)]}
-            cls.process.stdin.write(json.dumps(job) + '\n')
-            cls.process.stdin.flush()
-            status = int(cls.process.stdout.readline())
-            return subprocess.CompletedProcess(args, status, *(
-                file.read().decode('utf-8', 'replace') for file in (out, err)))
-
-    @classmethod
-    def stop(cls):
-        cls.process.communicate()
-
-
-class Line(support.Line):
-    """As support.Line, but run() forks where it can; real: it starts a Python of its own. Hooks
-    note the public keys (spki: digests) that they find only where that is asked for."""
+class Line(support.QuickLine):
+    """As support.QuickLine, but hooks note the public keys (spki: digests) that they find only
+    where that is asked for."""
 
     def hook(self, name, body='', keys=False):
         super().hook(name, body)
@@ -90,18 +29,6 @@ class Line(support.Line):
             text = file.read()
         if not keys:
             write(self.path(name), text.replace('[ -z "$1" ] ||', 'return;'))
-
-    def run(self, *args, check=None, hooks=False, env=None, timeout=PATIENCE, now=None, real=False):
-        if real:
-            return super().run(*args, check=check, hooks=hooks, env=env, timeout=timeout, now=now)
-        words = ['-c', self.config, *(['-k'] if hooks else []), *args]
-        done = Nursery.run(words, dict({'PATH': os.environ['PATH'], 'HOME': self.folder.name,
-                                        'LANG': 'C'}, **(env or {})), timeout, now)
-        if check not in (None, done.returncode):
-            raise AssertionError('%s: exit status %s instead of %s\n--- stdout\n%s--- stderr\n%s'
-                                 % (' '.join(args), done.returncode, check, done.stdout,
-                                    done.stderr))
-        return done
 
 
 def plant(line, ca, which='live', kind='ec', age=1, life=90, names=('example.org',), chain=True,
@@ -1336,7 +1263,7 @@ class CommandLine(Case):
                      config + ['status', '-n'], config + ['cron', self.line.config],
                      config + ['cron', '--hooks=yes'], config + ['cron', '']):
             with self.subTest(args):
-                done = Nursery.run(args, {}, PATIENCE)
+                done = Nursery.get().run(args, {})
                 self.assertEqual((done.returncode, done.stdout, len(done.stderr.splitlines())),
                                  (2, '', 1))
                 self.assertTrue(done.stderr.startswith('letsencrypt-tiny: '))
@@ -1352,7 +1279,7 @@ class CommandLine(Case):
                      ['--hooks', 'cron', '--config=' + line.config]):
             os.utime(line.key())
             line.edit_state(lambda state: state.clear())
-            self.assertEqual(Nursery.run(args, dict(os.environ), PATIENCE).returncode, 0)
+            self.assertEqual(Nursery.get().run(args, dict(os.environ)).returncode, 0)
         self.assertEqual(line.log(), 4 * ['post-certchange'])
 
     def test_several_lines(self):
