@@ -807,7 +807,7 @@ class Ground(Case):
         os.chmod(line.key(), 0o640)
         self.check_inherited((0o640, 1, 2))
 
-    @unittest.skipUnless(os.geteuid() == 0, 'only root gives files to other groups')
+    @support.only_if(not os.geteuid())      # only root gives files to other groups
     def test_group_is_not_that_of_the_folder(self):
         line = self.settled()
         os.chown(line.path('keys'), 0, 1)
