@@ -268,7 +268,7 @@ class FakeDNS:
     def converse(self, connection, port):
         self.sockets.add(connection)
         with contextlib.suppress(OSError), connection, connection.makefile('rb') as stream:
-            connection.settimeout(10)
+            connection.settimeout(120)
             while not self.stopped.is_set():
                 size = stream.read(2)
                 message = stream.read(int.from_bytes(size, 'big'))

@@ -705,13 +705,13 @@ class Tools(unittest.TestCase):
     def test_pem(self):
         text = fake_ca.pem('CERTIFICATE', b'x' * 100) + fake_ca.pem('PRIVATE KEY', b'y')
         self.assertEqual(acme_tiny.pem(text), [('CERTIFICATE', b'x' * 100), ('PRIVATE KEY', b'y')])
-        start = time.monotonic()
+        start = time.process_time()
         for bad in ('-----BEGIN A-----' * 50000, '-----BEGIN ' + 'A' * 900000,
                     '-----BEGIN A-----' + 'A' * 900000, '-' * 900000,
                     '-----BEGIN A-----' + ' ' * 900000 + '-----END B-----'):
             with self.assertRaises(ValueError):
                 acme_tiny.pem(bad)
-        self.assertLess(time.monotonic() - start, 5)
+        self.assertLess(time.process_time() - start, 5)
 
     def test_bounded_answers(self):
         """An answer of a byte too many is refused, and so is one that was cut."""

@@ -3,19 +3,14 @@
 import contextlib
 import email.utils
 import http.server
-import multiprocessing
 import os
-import py_compile
 import re
-import runpy
 import select
 import shutil
 import signal
 import socket
 import socketserver
 import ssl
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -24,7 +19,7 @@ from unittest import mock
 
 from tests import fake_ca, support
 from tests.fake_ca import PKI, FakeCA
-from tests.support import Line, Web, cert_names, pair_matches, wait_for
+from tests.support import PATIENCE, QuickLine as Line, Web, cert_names, pair_matches, wait_for
 
 DAY = 86400
 ESCAPES = '\x1b[2J\x1b]0;owned\x07\x9b31m\u202e\ud800\r\nletsencrypt-tiny: all is well\n'
@@ -61,61 +56,23 @@ class Series(FakeCA):
         self.clock_offset = now - time.time()
 
 
-forks = multiprocessing.get_context('forkserver')
-
-
-def in_fork(program, words, env, files):
-    """Be the program: its path, arguments, environment, and files for stdout and stderr."""
-    os.setsid()
-    for fd, name in enumerate([os.devnull, *files]):
-        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), fd)
-    os.environ.clear()
-    os.environ.update(env)
-    sys.argv = [program, *words]
-    sys.path[:] = [path for path in sys.path
-                   if not os.path.exists(os.path.join(path, 'acme_tiny.py'))]
-    runpy.run_path(program, run_name='__main__')
-
-
 class Ready(Line):
     """A line as `init` leaves it, but copied: that is faster."""
     template = None     # a folder
+    code = ''           # Python to execute before each run
 
     def __enter__(self):
         super().__enter__()
         shutil.copytree(self.template, self.folder.name, dirs_exist_ok=True)
         return self
 
-    def start(self, *args, env=None, **options):
+    def environment(self, env):
         """As Line's, but with signatures that only a Series accepts, if it is one."""
         fast = quick if isinstance(self.ca, Series) else {}
-        return super().start(*args, env=dict(fast, **(env or {})), **options)
+        return super().environment(dict(fast, **(env or {})))
 
-    def run(self, *args, check=None, env=None, **options):
-        """As Line's, but where nothing speaks against it in a fork of a process that has already
-        imported what the program needs of Python: starting it is most of a run."""
-        program = support.PROGRAM[-1]
-        if options or not program.endswith('.pyc') or '-c' in support.PROGRAM:
-            return super().run(*args, check=check, env=env, **options)
-        fast = quick if isinstance(self.ca, Series) else {}
-        env = dict({'PATH': os.environ['PATH'], 'HOME': self.folder.name}, **fast, **(env or {}))
-        files = [self.path('stdout'), self.path('stderr')]
-        process = forks.Process(target=in_fork, args=(program, ['-c', self.config, *args], env,
-                                                      files))
-        process.start()
-        process.join(60)
-        if process.exitcode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.join()
-        texts = []
-        for name in files:
-            with open(name, encoding='utf-8', errors='replace') as file:
-                texts.append(file.read())
-            os.unlink(name)
-        if check not in (None, process.exitcode):
-            raise AssertionError('%s: exit status %s instead of %s\n%s\n%s' % (
-                ' '.join(args), process.exitcode, check, *texts))
-        return subprocess.CompletedProcess(args, process.exitcode, *texts)
+    def run(self, *args, **options):
+        return super().run(*args, code=self.code, **options)
 
     def forget_account(self):
         self.edit_state(lambda state: state.pop('account') and None)
@@ -139,14 +96,6 @@ SOURCE = support.PROGRAM[-1]
 def setUpModule():
     stack = contextlib.ExitStack()
     unittest.addModuleCleanup(stack.close)
-    # The program is started so often here that it pays to compile it once.
-    folder = stack.enter_context(tempfile.TemporaryDirectory())
-    for source in {SOURCE, os.path.join(os.path.dirname(SOURCE), 'acme_tiny.py')}:
-        if os.path.exists(source):
-            compiled = os.path.join(folder, os.path.basename(source).replace('.py', '') + '.pyc')
-            py_compile.compile(source, compiled, doraise=True)
-    program = os.path.join(folder, os.path.basename(SOURCE).replace('.py', '') + '.pyc')
-    stack.enter_context(mock.patch.object(support, 'PROGRAM', support.PROGRAM[:-1] + [program]))
     global ca
     ca = stack.enter_context(Series())
     Ready.template = stack.enter_context(tempfile.TemporaryDirectory())
@@ -155,14 +104,11 @@ def setUpModule():
         for name in 'keys', 'certs', 'backups':
             shutil.copytree(line.path(name), os.path.join(Ready.template, name))
         shutil.copy(line.path('account.key'), Ready.template)
-    forks.set_forkserver_preload([__name__, 'urllib.request'])
     global quick
     quick = {'PATH': stack.enter_context(tempfile.TemporaryDirectory())}
     with open(os.path.join(quick['PATH'], 'openssl'), 'w') as file:
         file.write(SIGNED % shutil.which('openssl'))
     os.chmod(file.name, 0o755)
-    if os.access('/dev/shm', os.W_OK):      # fsync is for free there
-        stack.enter_context(mock.patch.object(tempfile, 'tempdir', '/dev/shm'))
 
 
 class Case(unittest.TestCase):
@@ -491,7 +437,7 @@ class KeepingAway(Case):
             line, now = self.line(), time.time()
             ca.fault('order', 'status', status=429, headers={'Retry-After': value})
             self.fails(line)
-            self.assertLess(abs(line.state()['retry']['after'] - now - 8 * DAY), 30)
+            self.assertLess(abs(line.state()['retry']['after'] - now - 8 * DAY), 300)
             ca.set_clock(now + 7.9 * DAY)
             ca.clear()
             self.fails(line, now=now + 7.9 * DAY)
@@ -515,11 +461,14 @@ class KeepingAway(Case):
     def test_polling_waits_as_asked_but_not_for_ever(self):
         line = self.line()
         ca.retry_after = 1
-        with mock.patch.object(ca, 'issue_delay', 0.9):
+        with mock.patch.object(ca, 'issue_delay', 0.5):
             self.works(line)
-        last = [r for r in ca.requests if r.kind in ('finalize', 'order-poll')][-2:]
-        self.assertEqual([r.kind for r in last], ['finalize', 'order-poll'])
-        self.assertGreater(last[1].time - last[0].time, 0.9)
+        # On a slow machine it is not issued yet at the first poll.
+        after = ca.requests[ca.kinds().index('finalize'):]
+        self.assertEqual(after[1].kind, 'order-poll')
+        for finalize, poll in zip(after, after[1:]):
+            if poll.kind == 'order-poll':
+                self.assertGreater(poll.time - finalize.time, 0.9)
 
 
 class BackOff(Case):
@@ -559,11 +508,11 @@ class BackOff(Case):
         What they left is removed first."""
         line = self.line()
         line.set(domains='example.org www.example.org')
-        ca.fault('challenge', 'delay', seconds=30, times=None)
+        ca.fault('challenge', 'delay', seconds=600, times=None)
         for _ in range(2):
             ca.clear()
             process = line.start('cron')
-            wait_for(lambda: 'challenge' in ca.kinds(), 20, 'challenge')
+            wait_for(lambda: 'challenge' in ca.kinds(), PATIENCE, 'challenge')
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             self.assertEqual(len(os.listdir(line.path('challenges'))), 2)
@@ -589,12 +538,12 @@ class BackOff(Case):
         for number in signal.SIGTERM, signal.SIGINT, signal.SIGHUP:
             ca.clear()
             del ca.faults[:]
-            ca.fault('challenge', 'delay', seconds=30)
+            ca.fault('challenge', 'delay', seconds=600)
             process = line.start('renew')
-            wait_for(lambda: 'challenge' in ca.kinds(), 20, 'challenge')
+            wait_for(lambda: 'challenge' in ca.kinds(), PATIENCE, 'challenge')
             self.assertEqual(len(os.listdir(line.path('challenges'))), 1)
             process.send_signal(number)
-            out, err = process.communicate(timeout=20)
+            out, err = process.communicate(timeout=PATIENCE)
             with self.subTest(number):
                 self.assertEqual(process.returncode, 128 + number)
                 self.assertEqual(len(err.splitlines()), 1, err)
@@ -947,7 +896,7 @@ class Proxy:
         proxy = self
 
         class Handler(socketserver.StreamRequestHandler):
-            timeout = 20
+            timeout = PATIENCE
 
             def handle(self):
                 words, headers = self.rfile.readline().decode().split(), []
@@ -1113,20 +1062,19 @@ class Slow(Case):
         self.addCleanup(folder.cleanup)
         self.folder = folder.name
 
-    def impatient(self):
-        """The program (a list) with limits of a second and two instead of 30 and 90."""
+    def impatient(self, limit, seconds):
+        """The program (a list) with another limit."""
         source, changed, program = os.path.dirname(SOURCE), 0, os.path.basename(SOURCE)
+        os.mkdir(os.path.join(self.folder, limit))
         for name in {'acme_tiny.py', program} & set(os.listdir(source)):
             with open(os.path.join(source, name), encoding='utf-8') as file:
-                text = file.read()
-            for limit, seconds in ('REQUEST_SECONDS', 1), ('POLL_SECONDS', 2):
                 text, count = re.subn(r'(?m)^%s = [0-9]+' % limit, '%s = %d' % (limit, seconds),
-                                      text)
-                changed += count
-            with open(os.path.join(self.folder, name), 'w', encoding='utf-8') as file:
+                                      file.read())
+            changed += count
+            with open(os.path.join(self.folder, limit, name), 'w', encoding='utf-8') as file:
                 file.write(text)
-        self.assertEqual(changed, 2, 'the limits have other names now')
-        return support.PROGRAM[:-1] + [os.path.join(self.folder, program)]
+        self.assertEqual(changed, 1, '%s has another name now' % limit)
+        return support.PROGRAM[:-1] + [os.path.join(self.folder, limit, program)]
 
     def test_limits(self):
         cases = [(kind, 'dribble', {'seconds': 0.05}, kind, 'timed out')
@@ -1159,20 +1107,24 @@ class Slow(Case):
                  )]}, 'caddy', 'Challenge did not pass for example.org: .*no such host')]
         with contextlib.ExitStack() as stack:
             runs, usual = [], support.PROGRAM
-            stack.enter_context(mock.patch.object(support, 'PROGRAM', self.impatient()))
+            # Each has the limit that it is about shortened, and no other: on a slow machine it
+            # could be the wrong one that is reached.
+            requests = self.impatient('REQUEST_SECONDS', 1)
+            polls = self.impatient('POLL_SECONDS', 2)
             for kind, what, args, name, words in cases:
                 other, args = stack.enter_context(Series()), dict(args)
                 line = stack.enter_context(Ready(other))
                 other.http_port = args.pop('port', other.http_port)
                 for more in [(kind, what, args)] + args.pop('more', []):
                     other.fault(*more[:2], times=None, **more[2])
-                if name in ('acme2certifier', 'caddy'):     # seen long before a limit is reached
-                    support.PROGRAM = usual
-                runs.append((name, what, words, line, line.kept(), line.start('renew')))
+                program = (requests if what in ('dribble', 'delay') else
+                           polls if 'after' in words else usual)
+                with mock.patch.object(support, 'PROGRAM', program):
+                    runs.append((name, what, words, line, line.kept(), line.start('renew')))
             for name, what, words, line, before, process in runs:
                 with self.subTest(name, what=what):
                     try:
-                        out, err = process.communicate(timeout=60)
+                        out, err = process.communicate(timeout=PATIENCE)
                     finally:
                         with contextlib.suppress(ProcessLookupError):
                             os.killpg(process.pid, signal.SIGKILL)
@@ -1186,17 +1138,15 @@ class Slow(Case):
 
 # ---- the program's own look at the challenge files ----------------------------------------------
 
-# Run in place of the program: example.org is here, and its port 80 is another.
+# Run before the program: example.org is here, and its port 80 is another.
 RESOLVER = '''
-import runpy, socket, sys
-real, port = socket.getaddrinfo, int(sys.argv[1])
+import socket
+real, port = socket.getaddrinfo, %d
 def here(host, service, *args, **options):
     if host.endswith('example.org'):
         host, service = '127.0.0.1', port if service == 80 else service
     return real(host, service, *args, **options)
 socket.getaddrinfo = here
-sys.argv = sys.argv[2:]
-runpy.run_path(sys.argv[0], run_name='__main__')
 '''
 
 
@@ -1212,7 +1162,7 @@ class Elsewhere(Web):
         web = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            timeout = 10
+            timeout = PATIENCE
 
             def do_GET(self):
                 web.hits.append((self.headers.get('Host'), self.path))
@@ -1240,8 +1190,7 @@ class Elsewhere(Web):
 class SelfCheck(Case):
 
     def resolving(self, port):
-        command = support.PROGRAM[:2] + ['-c', RESOLVER, str(port), support.PROGRAM[2]]
-        return mock.patch.object(support, 'PROGRAM', command)
+        return mock.patch.object(Ready, 'code', RESOLVER % port)
 
     def test_all_is_well(self):
         for check, hits in ('no', 1), ('warn', 2), ('require', 2):

@@ -1,5 +1,4 @@
 """The whole program through its command line: every command, on every kind of ground."""
-import atexit
 import base64
 import fcntl
 import hashlib
@@ -14,75 +13,15 @@ import time
 import unittest
 
 from tests.fake_ca import FakeCA, items, pem, tlv
-from tests.support import PROGRAM, cert_names, openssl, wait_for
+from tests.support import PATIENCE, PROGRAM, Nursery, cert_names, openssl, wait_for
 from tests import support
 
 DAY, HOUR = 86400, 3600
 BUSY = 75
 
-# Starting Python and reading the program is most of a run. So this process does that once, and
-# forks for each run: reads jobs (JSON: args, env, out, err, seconds, clock: what to run first to
-# have another one, argv for that), writes exit statuses.
-NURSERY = r'''
-import json, os, runpy, signal, sys, traceback
-import http.client, ssl, subprocess, urllib.request  # which a run may need
-main = runpy.run_path(sys.argv[1])["main"]
-for line in sys.stdin:
-    job = json.loads(line)
-    pid = os.fork()
-    if not pid:
-        status = 1
-        try:
-            os.setsid()
-            signal.alarm(job["seconds"])
-            for fd, path in enumerate((os.devnull, job["out"], job["err"])):
-                os.dup2(os.open(path, os.O_RDWR), fd)
-            os.environ.clear()
-            os.environ.update(job["env"])
-            sys.argv = job["argv"]
-            exec(job["clock"], {})
-            status = main(job["args"])
-        except SystemExit as stop:
-            status = stop.code
-        except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
-        os._exit(status)
-    _, how = os.waitpid(pid, 0)
-    print(-os.WTERMSIG(how) if os.WIFSIGNALED(how) else os.WEXITSTATUS(how), flush=True)
-'''
-
-
-class Nursery:
-    """The one process of NURSERY."""
-    process = None
-
-    @classmethod
-    def run(cls, args, env, seconds, now=None):
-        """Run the program; a CompletedProcess (text)."""
-        if cls.process is None:
-            cls.process = subprocess.Popen(
-                [*PROGRAM[:2], '-c', NURSERY, PROGRAM[2]], stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, encoding='ascii', cwd='/')
-            atexit.register(cls.stop)
-        with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
-            clock, rest, _ = support.OTHER_CLOCK.partition('sys.argv = ')
-            job = {'args': args, 'env': env, 'seconds': seconds, 'out': out.name, 'err': err.name,
-                   'clock': clock if rest and now is not None else '', 'argv': ['', repr(now)]}
-            cls.process.stdin.write(json.dumps(job) + '\n')
-            cls.process.stdin.flush()
-            status = int(cls.process.stdout.readline())
-            return subprocess.CompletedProcess(args, status, *(
-                file.read().decode('utf-8', 'replace') for file in (out, err)))
-
-    @classmethod
-    def stop(cls):
-        cls.process.communicate()
-
-
-class Line(support.Line):
-    """As support.Line, but run() forks where it can; real: it starts a Python of its own. Hooks
-    note the public keys (spki: digests) that they find only where that is asked for."""
+class Line(support.QuickLine):
+    """As support.QuickLine, but hooks note the public keys (spki: digests) that they find only
+    where that is asked for."""
 
     def hook(self, name, body='', keys=False):
         super().hook(name, body)
@@ -90,18 +29,6 @@ class Line(support.Line):
             text = file.read()
         if not keys:
             write(self.path(name), text.replace('[ -z "$1" ] ||', 'return;'))
-
-    def run(self, *args, check=None, hooks=False, env=None, timeout=60, now=None, real=False):
-        if real:
-            return super().run(*args, check=check, hooks=hooks, env=env, timeout=timeout, now=now)
-        words = ['-c', self.config, *(['-k'] if hooks else []), *args]
-        done = Nursery.run(words, dict({'PATH': os.environ['PATH'], 'HOME': self.folder.name,
-                                        'LANG': 'C'}, **(env or {})), timeout, now)
-        if check not in (None, done.returncode):
-            raise AssertionError('%s: exit status %s instead of %s\n--- stdout\n%s--- stderr\n%s'
-                                 % (' '.join(args), done.returncode, check, done.stdout,
-                                    done.stderr))
-        return done
 
 
 def plant(line, ca, which='live', kind='ec', age=1, life=90, names=('example.org',), chain=True,
@@ -265,7 +192,7 @@ class Case(unittest.TestCase):
     def shell(self, script, *args, **options):
         """Run the program from a shell after `script`; a CompletedProcess."""
         given = {'env': {'PATH': os.environ['PATH'], 'LANG': 'C'}, 'stdout': subprocess.PIPE,
-                     'stderr': subprocess.PIPE, 'stdin': subprocess.DEVNULL, 'timeout': 60}
+                     'stderr': subprocess.PIPE, 'stdin': subprocess.DEVNULL, 'timeout': PATIENCE}
         given.update(options)
         return subprocess.run(['sh', '-c', script + '\nexec "$@"', 'sh', *PROGRAM, '-c',
                                self.line.config, *args], **given)
@@ -614,7 +541,7 @@ class Broken(Case):
             openssl('pkey', '-in', line.path(name), '-aes256', '-passout', 'pass:x', '-out',
                     line.path('locked'))
             os.replace(line.path('locked'), line.path(name))
-            done = line.run(command, check=1, timeout=20)
+            done = line.run(command, check=1)
             self.assertIn('passphrase', done.stderr)
             self.assertIn(line.path(name), done.stderr)
             write(line.path(name), plain)
@@ -873,14 +800,14 @@ class Ground(Case):
         os.chmod(line.key(), 0o440)
         self.check_inherited((0o440, os.geteuid(), os.stat(line.key()).st_gid))
 
-    @unittest.skipIf(os.geteuid(), 'only root may give files away')
+    @support.only_if(not os.geteuid())      # only root may give files away
     def test_owner_and_group_are_inherited(self):
         line = self.settled(staging_hours=48)
         os.chown(line.key(), 1, 2)
         os.chmod(line.key(), 0o640)
         self.check_inherited((0o640, 1, 2))
 
-    @unittest.skipUnless(os.geteuid() == 0, 'only root gives files to other groups')
+    @support.only_if(not os.geteuid())      # only root gives files to other groups
     def test_group_is_not_that_of_the_folder(self):
         line = self.settled()
         os.chown(line.path('keys'), 0, 1)
@@ -901,9 +828,8 @@ class Ground(Case):
         self.silent()
 
     def test_backups_on_another_file_system(self):
-        place = '/dev/shm'
-        if not os.access(place, os.W_OK) or os.stat(place).st_dev == os.stat(
-                tempfile.gettempdir()).st_dev:
+        place = support.other_file_system(tempfile.gettempdir())
+        if not place:
             self.skipTest('no other file system to write to')
         line = self.settled()
         with tempfile.TemporaryDirectory(dir=place) as folder:
@@ -1014,9 +940,9 @@ class Together(Case):
         line.hook('post-certchange', 'while ! [ -e %s ]; do sleep 0.02; done' % line.path('go'))
         plant(line, self.ca, age=65, key='live')
         runs = [line.start('cron', hooks=True) for _ in range(8)]
-        wait_for(lambda: sum(run.poll() is not None for run in runs) == 7, 30, 'seven ends')
+        wait_for(lambda: sum(run.poll() is not None for run in runs) == 7, PATIENCE, 'seven ends')
         write(line.path('go'), '')
-        outputs = [run.communicate(timeout=30) for run in runs]
+        outputs = [run.communicate(timeout=PATIENCE) for run in runs]
         self.assertEqual(sorted(run.returncode for run in runs), [0] + 7 * [BUSY])
         for run, (out, err) in zip(runs, outputs):
             if run.returncode:
@@ -1044,7 +970,7 @@ class Together(Case):
     def check_stopped(self, run, number):
         os.kill(run.pid, number)
         try:
-            _, err = run.communicate(timeout=30)
+            _, err = run.communicate(timeout=PATIENCE)
         finally:
             if run.returncode is None:
                 os.killpg(run.pid, signal.SIGKILL)
@@ -1057,12 +983,12 @@ class Together(Case):
         line = self.settled()
         plant(line, self.ca, age=65, key='live')
         before = read(line.key()), read(line.crt())
-        self.ca.validation_delay = 60
+        self.ca.validation_delay = 600
         for number in signal.SIGTERM, signal.SIGINT, signal.SIGHUP:
             self.ca.clear()
             run = line.start('cron')
-            wait_for(lambda: any(one.kind == 'order-poll' for one in self.ca.requests), 20,
-                     'a poll')
+            wait_for(lambda: any(one.kind == 'order-poll' for one in self.ca.requests),
+                     PATIENCE, 'a poll')
             self.assertEqual(len(os.listdir(line.path('challenges'))), 1)
             self.check_stopped(run, number)
             self.assertEqual(os.listdir(line.path('challenges')), [])
@@ -1077,14 +1003,14 @@ class Together(Case):
 
     def test_signals_during_a_hook(self):
         line = self.settled()
-        line.hook('post-certchange', 'sleep 60 & echo $$ $! > %s.new; mv %s.new %s; wait' % (
+        line.hook('post-certchange', 'sleep 600 & echo $$ $! > %s.new; mv %s.new %s; wait' % (
             3 * (line.path('pids'),)))
         for number in signal.SIGTERM, signal.SIGINT, signal.SIGHUP:
             run = line.start('cron', hooks=True)
-            wait_for(lambda: os.path.exists(line.path('pids')), 20, 'a hook')
+            wait_for(lambda: os.path.exists(line.path('pids')), PATIENCE, 'a hook')
             pids = [int(pid) for pid in read(line.path('pids')).split()]
             self.check_stopped(run, number)
-            wait_for(lambda pids=pids: not any(map(alive, pids)), 10, 'end of the hook')
+            wait_for(lambda pids=pids: not any(map(alive, pids)), PATIENCE, 'end of the hook')
             os.unlink(line.path('pids'))
         line.hook('post-certchange')
         line.run('cron', hooks=True, check=0)
@@ -1096,18 +1022,19 @@ class Together(Case):
             line.path('up'), line.path('go')))
         run = subprocess.Popen(['sh', '-c', 'trap "" HUP; exec "$@"', 'sh', *PROGRAM, '-c',
                                 line.config, '-k', 'cron'], stdout=subprocess.DEVNULL)
-        wait_for(lambda: os.path.exists(line.path('up')), 20, 'a hook')
+        wait_for(lambda: os.path.exists(line.path('up')), PATIENCE, 'a hook')
         os.kill(run.pid, signal.SIGHUP)
         write(line.path('go'), '')
-        self.assertEqual(run.wait(30), 0)
+        self.assertEqual(run.wait(PATIENCE), 0)
 
     def test_killed_while_the_ca_validates(self):
         """The next run removes what is left, and goes on."""
         line = self.settled()
         plant(line, self.ca, age=65, key='live')
-        self.ca.validation_delay = 60
+        self.ca.validation_delay = 600
         run = line.start('cron')
-        wait_for(lambda: any(one.kind == 'order-poll' for one in self.ca.requests), 20, 'a poll')
+        wait_for(lambda: any(one.kind == 'order-poll' for one in self.ca.requests), PATIENCE,
+                 'a poll')
         run.kill()
         run.communicate()
         self.assertEqual(len(os.listdir(line.path('challenges'))), 1)
@@ -1158,7 +1085,7 @@ class Surroundings(Case):
         cls.full_ca.stop()
 
     def test_with_a_full_pipe(self):
-        _, err = self.full_run.communicate(timeout=60)
+        _, err = self.full_run.communicate(timeout=PATIENCE)
         self.assertEqual((self.full_run.returncode, err), (0, b''))
         self.assertTrue(pair_matches(self.full_line.key(), self.full_line.crt()))
         self.assertEqual(self.full_line.log(), ['post-certchange'])
@@ -1336,7 +1263,7 @@ class CommandLine(Case):
                      config + ['status', '-n'], config + ['cron', self.line.config],
                      config + ['cron', '--hooks=yes'], config + ['cron', '']):
             with self.subTest(args):
-                done = Nursery.run(args, {}, 20)
+                done = Nursery.get().run(args, {})
                 self.assertEqual((done.returncode, done.stdout, len(done.stderr.splitlines())),
                                  (2, '', 1))
                 self.assertTrue(done.stderr.startswith('letsencrypt-tiny: '))
@@ -1352,7 +1279,7 @@ class CommandLine(Case):
                      ['--hooks', 'cron', '--config=' + line.config]):
             os.utime(line.key())
             line.edit_state(lambda state: state.clear())
-            self.assertEqual(Nursery.run(args, dict(os.environ), 20).returncode, 0)
+            self.assertEqual(Nursery.get().run(args, dict(os.environ)).returncode, 0)
         self.assertEqual(line.log(), 4 * ['post-certchange'])
 
     def test_several_lines(self):

@@ -1,4 +1,5 @@
 """The config file: what is taken, what is refused, and that a refusal comes before any deed."""
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -8,7 +9,7 @@ import unittest
 
 from letsencrypt_tiny import Problem, read_config
 from tests.fake_ca import FakeCA
-from tests.support import PROGRAM
+from tests.support import PATIENCE, PROGRAM, only_if
 from tests.test_commands import Line
 
 # Runs one command for each config file, as if each were the only one, in one process.
@@ -162,7 +163,7 @@ class Case(unittest.TestCase):
                  for count, content in enumerate(contents)]
         done = subprocess.run([*PROGRAM[:2], '-c', EACH, PROGRAM[2], command, *files],
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8',
-                              timeout=60)
+                              timeout=PATIENCE)
         self.assertEqual((done.returncode, done.stdout), (0, ''), done.stderr)
         found, lines = [], []
         for line in done.stderr.splitlines():
@@ -366,14 +367,12 @@ class Refused(Case):
         self.line.run('cron', '-n', check=2)
 
 
+@only_if(importlib.util.find_spec('idna'))
 class Idna(unittest.TestCase):
     """As the package `idna` sees it, which follows IDNA 2008."""
 
     def setUp(self):
-        try:
-            import idna
-        except ImportError:
-            self.skipTest('the package idna is not installed')
+        import idna
         self.idna = idna
         self.line = Line(web=False).__enter__()
         self.addCleanup(self.line.__exit__)
@@ -466,7 +465,7 @@ class NothingDone(Untouched):
         os.unlink(self.line.config)
         os.rename(self.line.path('away'), self.line.config)
 
-    @unittest.skipUnless(os.geteuid(), 'root may read everything')
+    @only_if(os.geteuid())      # root may read everything
     def test_config_without_permission(self):
         os.chmod(self.line.config, 0)
         done = self.line.run('init', check=1)
@@ -490,7 +489,7 @@ class NothingDone(Untouched):
         self.assertEqual(len(done.stderr.splitlines()), 1)
         self.assertEqual(self.ca.connections, 0)
 
-    @unittest.skipUnless(os.geteuid(), 'root may write everywhere')
+    @only_if(os.geteuid())      # root may write everywhere
     def test_folder_that_cannot_be_written(self):
         self.line.run('init', check=0)
         for name in 'certs', 'keys', 'backups':
@@ -514,7 +513,7 @@ class NothingDone(Untouched):
         self.line.run('init', check=0)      # without -k, it does not matter yet
 
 
-@unittest.skipIf(os.geteuid(), 'what root must not trust')
+@only_if(not os.geteuid())
 class AsRoot(Untouched):
     """Whoever may change the config or a hook, or put another in its place, would be root."""
 
