@@ -11,6 +11,7 @@ line and the get_crt() of acme-tiny 5.0.3:
 API: get_crt(), main(), AcmeError, ToolError, LOGGER. All else may change.
 """
 import binascii, os, re, sys, time, types
+from collections import namedtuple
 
 __version__ = "1.0"
 DEFAULT_CA = "https://acme-v02.api.letsencrypt.org"  # deprecated, as in acme-tiny
@@ -66,11 +67,9 @@ def printable(text, limit=500):
 
 
 def utc(seconds):
-    """Seconds since 1970 as 2026-11-23 06:32 UTC; also what no calendar holds."""
-    try:
-        return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
-    except (ValueError, OverflowError, OSError):
-        return "%s seconds after 1970" % seconds
+    """Seconds since 1970 as 2026-11-23 06:32 UTC; what no calendar holds as its end, year 9999."""
+    known = max(-62135596800, min(seconds, 253402300799))
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(known))
 
 
 # ---- openssl, encodings, DER --------------------------------------------------------------------
@@ -86,10 +85,8 @@ def openssl(*args, stdin=b"", seconds=600):
     try:
         done = subprocess.run(("openssl", *args), input=stdin, capture_output=True, timeout=seconds,
                               start_new_session=True)
-    except subprocess.TimeoutExpired:
-        raise ToolError("openssl %s did not end within %d seconds" % (args[0], seconds))
-    except OSError as error:
-        raise ToolError("cannot run openssl: %s" % error)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ToolError("openssl %s failed: %s" % (args[0], error))
     if done.returncode:
         raise ToolError("openssl %s failed (status %d): %s" % (args[0], done.returncode, printable(
             done.stderr.decode("utf-8", "replace").strip().replace("\n", "; "))))
@@ -307,11 +304,8 @@ class AccountKey:
 # ---- https --------------------------------------------------------------------------------------
 
 
-class Reply:
+class Reply(namedtuple("Reply", "status headers body")):
     """What a server answered: status (int), headers (email.message.Message), body (bytes)."""
-
-    def __init__(self, status, headers, body):
-        self.status, self.headers, self.body = status, headers, body
 
 
 def opener_of(*handlers):

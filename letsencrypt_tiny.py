@@ -35,7 +35,7 @@ try:
     sys.path.append(os.path.dirname(os.path.realpath(__file__)))  # python3 -I leaves it out
     from acme_tiny import (DEFAULT_DIRECTORY_URL, EXTENSION_REQUEST, SUBJECT_ALT_NAME, AccountKey,
                            AcmeError, Client, HttpFiles, ToolError, key_kind, openssl,
-                           parse_certificate, pem, printable, public_key, tlv, utc)
+                           parse_certificate, pem, printable, public_key, require, tlv, utc)
 except ImportError:
     sys.exit("letsencrypt-tiny: copy acme_tiny.py beside this file, or use the single file")
 
@@ -674,8 +674,8 @@ def make_key(file, kind, bits=None, like=None):
     """Write a new private key (PKCS#8 PEM), 0600 from the first byte. Raises OSError."""
     size = "rsa_keygen_bits:%d" % (bits or 3072) if kind == "rsa" else (
         "ec_paramgen_curve:P-" + kind[4:])
-    algorithm = "RSA" if kind == "rsa" else "EC"
-    write_file(file, openssl("genpkey", "-algorithm", algorithm, "-pkeyopt", size), like=like)
+    write_file(file, openssl("genpkey", "-algorithm", "RSA" if kind == "rsa" else "EC", "-pkeyopt",
+                             size), like=like)
 
 
 def lock(file, flags=fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -1095,7 +1095,9 @@ def request(run, facts, which):
              "server": False, "error": "the run was cut off",
              "after": time.time() + RETRY_SECONDS[min(count - 1, 4)]}
     update_state(config, retry=retry)
-    solver = HttpFiles(config.challenge_dir, checker(config), None,
+    check = {"no": None, "warn": lambda text: complain(config.file, text),
+             "require": lambda text: require(False, "%s", text)}[config.self_check]
+    solver = HttpFiles(config.challenge_dir, check, None,
                        lambda files: update_state(config, challenges=files),
                        lambda text: complain(config.file, text))
     try:
@@ -1138,14 +1140,6 @@ def fail(retry, error):
     count = retry["count"] if isinstance(error, AcmeError) else retry["count"] - 1
     retry.update(server=wait is not None, error=printable(reason(error)), after=time.time() + (
         RETRY_SECONDS[min(count, 4)] if wait is None else min(wait, RETRY_AFTER_SECONDS)))
-
-
-def checker(config):
-    """What to do with a challenge file that cannot be fetched; None: do not look."""
-    def refuse(text):
-        raise AcmeError(text)
-    return {"no": None, "warn": lambda text: complain(config.file, text),
-            "require": refuse}[config.self_check]
 
 
 def make_csr(file, spki, names):
