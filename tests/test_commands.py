@@ -1,5 +1,6 @@
 """The whole program through its command line: every command, on every kind of ground."""
 import base64
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -967,14 +968,17 @@ class Together(Case):
             line.run('cron', '-n', check=0)
         self.silent()
 
-    def check_stopped(self, run, number):
+    def check_stopped(self, run, number, *groups):
+        """It ends by a signal, and so do the hooks in these process groups, which have its output
+        too."""
         os.kill(run.pid, number)
         try:
             _, err = run.communicate(timeout=PATIENCE)
         finally:
-            if run.returncode is None:
-                os.killpg(run.pid, signal.SIGKILL)
-                run.communicate()
+            for group in (run.pid, *groups) if run.returncode is None else ():
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(group, signal.SIGKILL)
+            run.communicate()
         self.assertEqual(run.returncode, 128 + number, err)
         self.assertEqual(len(err.splitlines()), 1, err)
         self.assertIn(signal.Signals(number).name, err)
@@ -1009,7 +1013,7 @@ class Together(Case):
             run = line.start('cron', hooks=True)
             wait_for(lambda: os.path.exists(line.path('pids')), PATIENCE, 'a hook')
             pids = [int(pid) for pid in read(line.path('pids')).split()]
-            self.check_stopped(run, number)
+            self.check_stopped(run, number, pids[0])
             wait_for(lambda pids=pids: not any(map(alive, pids)), PATIENCE, 'end of the hook')
             os.unlink(line.path('pids'))
         line.hook('post-certchange')
