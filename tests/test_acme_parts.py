@@ -509,7 +509,8 @@ class Texts(unittest.TestCase):
                                 ('999999999999', 999999999999), (None, None), ('', None),
                                 ('-1', None), ('1.5', None), ('+5', None), ('5 s', None),
                                 ('0x10', None), ('\u0661', None), ('\xb2', None), ('1e3', None),
-                                ('9' * 5000, int('9' * 4000)), ('soon', None), ('Mon', None), (' ', None)):
+                                ('9' * 5000, int('9' * 4000)), ('soon', None), ('Mon', None),
+                                (' ', None)):
             with self.subTest(value):
                 found = acme_tiny.retry_after(headers(**{} if value is None else
                                                       {'Retry_After': value}))
