@@ -1191,14 +1191,19 @@ def run_hook(config, facts, name):
                 for which in (["live", "staging"] if staged_pair(facts) else ["live"])
                 for ext in ("crt", "key")})
     quiet = {name: subprocess.DEVNULL for fd, name in ((1, "stdout"), (2, "stderr")) if fd in deaf}
-    hook = subprocess.Popen([program], stdin=subprocess.DEVNULL, env=env, start_new_session=True,
-                            **quiet)
+    # A signal before we know its process would leave the hook running
+    hook, mask = None, signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
+        hook = subprocess.Popen(
+            [program], stdin=subprocess.DEVNULL, env=env, start_new_session=True,
+            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, mask), **quiet)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         status = "exit status %d" % hook.wait(config.hook_timeout)
     except subprocess.TimeoutExpired:
         status = "killed after %g seconds" % config.hook_timeout
     finally:
-        if hook.returncode is None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if hook and hook.returncode is None:
             os.killpg(hook.pid, signal.SIGKILL)
             hook.wait()
     if hook.returncode:

@@ -933,6 +933,17 @@ class Ground(Case):
             'mail.example.org.key', 'mail.example.org.lock', 'next.key'])
 
 
+# Run before the program: starting a process of a session of its own takes a while.
+SLOW_START = '''
+import subprocess, time
+class Popen(subprocess.Popen):
+    def __init__(self, *args, start_new_session=False, **options):
+        super().__init__(*args, start_new_session=start_new_session, **options)
+        time.sleep(2 * start_new_session)
+subprocess.Popen = Popen
+'''
+
+
 class Together(Case):
     """Several runs at once, and signals."""
 
@@ -1019,6 +1030,18 @@ class Together(Case):
         line.hook('post-certchange')
         line.run('cron', hooks=True, check=0)
         self.assertEqual(line.log(), 4 * ['post-certchange'])
+
+    def test_signal_while_a_hook_starts(self):
+        """On a busy machine a hook may be well under way before its start is over for us."""
+        line = self.settled()
+        line.hook('post-certchange', 'sleep 600 & echo $$ > %s.new; mv %s.new %s; wait' % (
+            3 * (line.path('pid'),)))
+        run = line.start('cron', hooks=True, code=SLOW_START)
+        wait_for(lambda: os.path.exists(line.path('pid')), PATIENCE, 'a hook')
+        self.check_stopped(run, signal.SIGTERM, int(read(line.path('pid'))))
+        line.hook('post-certchange', 'grep SigBlk /proc/$$/status > ' + line.path('blocked'))
+        line.run('cron', hooks=True, check=0)
+        self.assertEqual(int(read(line.path('blocked')).split()[1], 16), 0)
 
     def test_hangup_is_ignored_under_nohup(self):
         line = self.settled()
