@@ -741,7 +741,8 @@ def dns_name(message, at):
         if size >= 0xc0:
             end, at = end or at + 2, (size & 0x3f) << 8 | message[at + 1]
         elif size:
-            labels.append(message[at + 1:at + 1 + size].decode("ascii", "backslashreplace").lower())
+            label = message[at + 1:at + 1 + size].decode("ascii", "backslashreplace").lower()
+            labels.append(printable(label))
             at += 1 + size
         else:
             return ".".join(labels), end or at + 1
