@@ -558,7 +558,7 @@ class Waiting(Case):
         done = line.cron(3000, skew=-3000)
         self.assertFalse(line.swapped())
         self.assertEqual((done.returncode, done.all), (0, ''))
-        line.cron(3000 + 700, skew=-3000, check=0)
+        line.cron(3000 + 600, skew=-3000, check=0)
         self.assertFalse(line.swapped())
         self.assert_goes_on(line, 3000 + 740, skew=-3000)
 
@@ -569,7 +569,7 @@ class Waiting(Case):
         line.forget('seen')
         line.cron(600, skew=3000, check=0)
         seen = line.seen()
-        self.assertLess(abs(seen - time.time() - HOUR), 30)
+        self.assertLess(abs(seen - time.time() - HOUR), 300)
         line.cron(660, skew=3000, check=0)      # although that is in the future
         self.assertEqual(line.seen(), seen)
         line.cron(HOUR + 600, check=0)
