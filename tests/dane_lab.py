@@ -459,6 +459,24 @@ def bogus(course):
         course.settle()
 
 
+@scenario('nsd', insecure=True)
+def bogus_at_start(course):
+    """The signatures have ended before a key is staged; only the key hook makes new ones."""
+    wrong = course.lab.file(course.zone.name + '.expired')
+    open(wrong, 'w').close()
+    run(course.lab.key_hook(course.zone), env=course.environment())
+    time.sleep(4)   # until no cache has the good ones
+    os.remove(wrong)
+    course.program('renew', '--new-key')
+    course.cron_for(2)
+    for _ in range(5):
+        for cache in CACHES:    # else unbound remembers for a minute that the keys were no good
+            run(*course.lab.control(cache, 'flush_bogus').split())
+        for _ in range(3):
+            course.cron()
+    course.settle()
+
+
 @scenario('knot')
 def clock(course):
     """The machine's clock jumps, ahead or back, and is right again after a while."""

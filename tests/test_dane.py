@@ -2,6 +2,7 @@
 keeps safe, and what `tlsa` tells."""
 import base64
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ import unittest
 
 from tests import support
 from tests.fake_ca import FakeCA
-from tests.fake_dns import FakeDNS, has_ipv6, read_zone
+from tests.fake_dns import AD, CD, RD, FakeDNS, has_ipv6, read_zone
 from tests.support import PROGRAM, pair_matches, spki
 
 HOUR, DAY = 3600, 86400
@@ -41,23 +42,24 @@ MX = 'mx.example.org 60 A 192.0.2.1\n'
 
 # Run before the program. In a run
 #   ahead   is what its clock is ahead (seconds),
-#   ports   are where to reach DNS servers {address: port of 127.0.0.1 or ::1}; at no other address
-#           does anyone listen on port 53,
+#   ports   are where to reach DNS servers {address: port of 127.0.0.1 or ::1, or minus the errno
+#           that comes of it}; there is no way to port 53 of other addresses,
 #   pace    is by what it waits in between (1: as it is),
 #   silent  are ports from which nothing will come, so that it need not wait. From all others it
 #           waits longer than it would, for this machine may have much else to do.
 SURROUNDINGS = r'''
-import socket, time
+import errno, os, socket, time
 now, sleep = time.time, time.sleep
 connect, settimeout = socket.socket.connect, socket.socket.settimeout
 
 def surround(ahead, ports, pace, silent):
     def reach(sock, address):
         if address[1] == 53:
-            if address[0] not in ports:
-                raise OSError(101, "Network is unreachable")
+            port = ports.get(address[0], -errno.ENETUNREACH)
+            if port < 0:
+                raise OSError(-port, os.strerror(-port))
             here = "::1" if sock.family == socket.AF_INET6 else "127.0.0.1"
-            address = here, ports[address[0]]
+            address = here, port
         connect(sock, address)
         if address[1] in silent:
             settimeout(sock, 0.05)
@@ -478,6 +480,50 @@ class Waiting(Case):
         line.cron(3 * HOUR + 100, check=0)
         self.assertTrue(line.swapped())
 
+    def put_there(self, line):
+        """Put a new key in the place of the staged one, as people may; its digest."""
+        support.openssl('genpkey', '-algorithm', 'EC', '-pkeyopt', 'ec_paramgen_curve:P-256',
+                        '-out', line.key('staging'))
+        return spki(line.key('staging'))
+
+    def test_a_key_that_is_put_there_by_hand(self):
+        """What was seen of the key before, and how long its records lived, is not about it."""
+        line = self.line(staging_hours=.001)
+        line.set(post_keychange=None)
+        self.own.ttl = 7200
+        line.cron(60, check=0)
+        self.assert_goes_on(line, 5 * HOUR)
+        self.assertEqual({'seen', 'ttl', 'published'} & set(line.state()), set())
+        self.own.ttl = 900
+        third = self.put_there(line)
+        line.write('zone', tlsa_line(World.new) + tlsa_line(third))
+        for after in 200 * HOUR, 200 * HOUR + 1700:
+            line.cron(after, check=0)
+            self.assertEqual(spki(line.key()), World.new)
+        line.cron(200 * HOUR + 1810, check=0)
+        self.assertEqual(spki(line.key()), third)
+
+    def test_a_ttl_of_the_key_before(self):
+        """init tells what is there now."""
+        self.own.ttl = 7200
+        line = self.line()
+        line.cron(60, check=0)
+        self.assert_goes_on(line, 5 * HOUR)
+        self.own.ttl = 60
+        self.assertEqual(line.run('init', hooks=True, check=0, after=6 * HOUR).all, '')
+
+    def test_the_ttl_of_an_alias(self):
+        """A hook may let it point elsewhere, and caches hold where it pointed."""
+        line = self.line(staging_hours=.001)
+        line.forget('seen')
+        line.write('zone', '%s 5000 CNAME tlsa.example.net\n' % NAME + ''.join(
+            tlsa_line(digest, name='tlsa.example.net') for digest in (World.old, World.new)))
+        line.cron(check=0)
+        self.assertTrue(line.seen())
+        line.cron(9900, check=0)
+        self.assertFalse(line.swapped())
+        self.assert_goes_on(line, 10100)
+
     def test_a_lost_state(self):
         for text in None, '{', '[]', '{"seen": "long ago", "published": 1, "keychange": 7}':
             with self.subTest(text):
@@ -505,6 +551,87 @@ class Waiting(Case):
                 line.cron(5 * HOUR, check=0)
                 self.assertFalse(line.swapped())
                 self.assert_goes_on(line, 6 * HOUR + 100)
+
+    def test_a_clock_that_is_a_little_ahead(self):
+        """It jumps 50 minutes over the time of waiting: the CA's clock counts."""
+        line = self.line(staging_hours=.2)
+        done = line.cron(3000, skew=-3000)
+        self.assertFalse(line.swapped())
+        self.assertEqual((done.returncode, done.all), (0, ''))
+        line.cron(3000 + 600, skew=-3000, check=0)
+        self.assertFalse(line.swapped())
+        self.assert_goes_on(line, 3000 + 740, skew=-3000)
+
+    def test_a_clock_that_was_a_little_behind(self):
+        """When DNS was seen to be right: that is dated by the CA's clock."""
+        line = self.line(staging_hours=.2)
+        line.edit_state(lambda state: state.update(published=state['published'] - HOUR))
+        line.forget('seen')
+        line.cron(600, skew=3000, check=0)
+        seen = line.seen()
+        self.assertLess(abs(seen - time.time() - HOUR), 300)
+        line.cron(660, skew=3000, check=0)      # although that is in the future
+        self.assertEqual(line.seen(), seen)
+        line.cron(HOUR + 600, check=0)
+        self.assertFalse(line.swapped())
+        self.assertEqual(line.seen(), seen)
+        self.assert_goes_on(line, HOUR + 800)
+
+    def test_a_clock_that_is_wrong_tells_nothing_of_1970(self):
+        """What a key waits for is told if it is known."""
+        line = self.line()
+        line.forget('told')
+        done = line.cron(3 * HOUR, skew=2 * HOUR, check=1)
+        self.assertIn('clock', done.stderr)
+        self.assertNotIn('1970', done.all)
+        self.assertEqual(done.stdout, '')
+
+    def test_every_new_key_is_told(self):
+        """Until when it waits; also on the day on which that was told of another one."""
+        line = self.line()
+        line.publish_by('tlsa', '--ttl', '60')
+        self.assert_goes_on(line)
+        done = line.run('renew', '--new-key', hooks=True, check=0, after=3 * HOUR)
+        self.assertIn("'staging' goes live, ", done.stdout)
+        self.assertNotIn('goes live', line.cron(3 * HOUR + 60, check=0).all)
+
+    def without_ca(self, line, how):
+        """Let the CA be down, or say that it must not be asked."""
+        url = line.options['directory_url']
+        if how == 'down':
+            line.set(directory_url='https://127.0.0.1:1/directory')
+        else:
+            line.edit_state(lambda state: state.update(retry={
+                'count': 1, 'names': ['example.org'], 'directory': url, 'server': True,
+                'error': 'wait', 'after': time.time() + 3 * DAY}))
+        return url
+
+    def test_dns_is_looked_at_without_the_ca(self):
+        """It alone can say that our clock is right, so nothing begins by that; but what is wrong
+        is seen, and the time of waiting begins anew."""
+        for how in 'down', 'retry-after':
+            with self.subTest(how):
+                line = self.line()
+                url = self.without_ca(line, how)
+                seen, asked = line.seen(), len(World.ca.requests)
+                for after in 600, 1200:
+                    self.own.clear()
+                    self.assertEqual(line.cron(after, check=0).all, '')
+                    self.assertEqual((self.own.count(NAME, 'TLSA'), line.seen()), (1, seen))
+                line.write('zone', tlsa_line(World.old))
+                done = line.cron(1800, check=1)
+                self.assertIn('what time it is', done.stderr)
+                self.assertIsNone(line.seen())
+                self.assertEqual(line.log(), [])
+                line.write('zone', line.read('zone.both'))
+                self.assertEqual(line.cron(2400, check=0).all, '')
+                self.assertIsNone(line.seen())
+                self.assertEqual(len(World.ca.requests), asked)
+                line.set(directory_url=url)
+                line.forget('retry')
+                line.cron(2 * HOUR, check=0)
+                self.assertFalse(line.swapped())
+                self.assert_goes_on(line, 3 * HOUR + 100)
 
     def test_a_ca_that_is_down_delays_it(self):
         """It alone can say whether our clock has jumped over the time of waiting."""
@@ -545,6 +672,7 @@ class Failing(Case):
                 server.fault(what)
                 done = self.assert_waits(line, words, NAME)
                 self.assertIn(server.address if words != 'the resolver' else '', done.all)
+                self.assertNotRegex(done.all, '%s: [^;]*%s' % (NAME, NAME))     # it is told once
                 self.assertEqual(line.log(), [KEYCHANGE])
                 self.assertEqual(done.returncode, 1)
         self.own.clear()
@@ -817,6 +945,35 @@ class Servers(Case):
         self.extra = 'ns2.example.org 60 AAAA 2001:db8::53\n'
         self.assert_goes_on(self.line(), ports=self.ports)
 
+    def test_one_whose_addresses_cannot_be_looked_up(self):
+        """There may be an address behind it that nobody asked."""
+        for kind in 'AAAA', 'A':
+            with self.subTest(kind):
+                self.resolver.clear()
+                self.resolver.fault('servfail', 'ns2.example.org', kind)
+                self.assert_waits(self.line(), NAME + '.*SERVFAIL', ports=self.ports,
+                                  server=self.resolver)
+
+    def test_an_address_to_which_there_is_no_way(self):
+        """Only if this machine can never reach it, others may be asked in its place."""
+        self.extra = 'ns2.example.org 60 A 127.0.0.14\n'
+        for number in errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT:
+            with self.subTest(errno.errorcode[number]):
+                self.assert_goes_on(self.line(), ports=dict(self.ports, **{'127.0.0.14': -number}))
+        for number in errno.EHOSTUNREACH, errno.EACCES, errno.EPERM, errno.ENOBUFS:
+            with self.subTest(errno.errorcode[number]):
+                done = self.assert_waits(
+                    self.line(), r'127\.0\.0\.14.*' + os.strerror(number),
+                    ports=dict(self.ports, **{'127.0.0.14': -number}))
+                self.assertNotIn('127.0.0.12', done.all)
+
+    def test_a_server_to_which_there_is_no_way(self):
+        """All its addresses: then it was not asked."""
+        for number in errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EHOSTUNREACH:
+            with self.subTest(errno.errorcode[number]):
+                self.assert_waits(self.line(), r'127\.0\.0\.12.*' + os.strerror(number),
+                                  ports=dict(self.ports, **{'127.0.0.12': -number}))
+
     def test_one_has_only_ipv6(self):
         self.base = BASE.replace('A 127.0.0.12', 'AAAA 2001:db8::53')
         ports = dict(self.ports, **{'2001:db8::53': self.second.port})
@@ -845,20 +1002,61 @@ class Servers(Case):
         self.assertTrue(other.count(NAME, 'TLSA'))
 
     def test_servers_that_cannot_be_found(self):
-        for what, kind in (('servfail', 'NS'), ('no-ad', 'NS'), ('nxdomain', 'NS'),
-                           ('servfail', 'SOA'), ('no-ad', 'SOA'), ('no-soa', 'SOA')):
+        for what, kind in (('servfail', 'NS'), ('nxdomain', 'NS'),
+                           ('servfail', 'SOA'), ('no-soa', 'SOA')):
             with self.subTest(fault=what, kind=kind):
                 self.resolver.clear()
                 self.resolver.fault(what, kind=kind)
                 done = self.assert_waits(self.line(), NAME, ports=self.ports)
                 self.assertNotIn('index out of range', done.all)
 
+    def test_they_are_found_without_validation(self):
+        """Only the records themselves need it, for they are what clients go by."""
+        for kind in 'SOA', 'NS':
+            with self.subTest(kind):
+                self.resolver.clear()
+                self.resolver.fault('no-ad', kind=kind)
+                self.assert_goes_on(self.line(), ports=self.ports)
+        flags = {(query.kind, query.flags) for query in self.resolver.queries}
+        self.assertEqual(flags, {('SOA', RD | CD), ('NS', RD | CD), ('A', RD | CD),
+                                 ('AAAA', RD | CD), ('A', RD | AD), ('TLSA', RD | AD)})
+
+    def test_a_zone_that_is_not_valid_when_a_key_is_staged(self):
+        """The hook is run, for it may be what mends it; but nothing is seen before that is so."""
+        for what in 'bogus', 'no-ad':
+            with self.subTest(what):
+                self.resolver.clear()
+                line = self.line('settled')
+                self.own.ttl = 7200
+                self.resolver.fault(what)
+                line.run('renew', '--new-key', hooks=True, ports=self.ports)
+                self.assertEqual(line.log()[:1], [KEYCHANGE])
+                self.assertEqual(line.digests(), {World.old, spki(line.key('staging'))})
+                self.assertEqual((line.state().get('ttl'), line.seen()), (7200, None))
+                self.own.ttl = 60
+                line.cron(5 * HOUR, ports=self.ports)
+                self.assertIsNone(line.seen())
+                self.resolver.clear()
+                line.cron(6 * HOUR, ports=self.ports, check=0)
+                self.assertTrue(line.seen())
+                line.cron(9 * HOUR, ports=self.ports, check=0)      # 2 x TTL: 4 hours
+                self.assertEqual(spki(line.key()), World.old)
+                line.cron(10 * HOUR + 100, ports=self.ports, check=0)
+                self.assertNotEqual(spki(line.key()), World.old)
+
+    def test_a_zone_that_is_not_valid_later(self):
+        for what in 'bogus', 'no-ad':
+            self.resolver.clear()
+            self.resolver.fault(what)
+            self.assert_waits(self.line(), 'SERVFAIL' if what == 'bogus' else 'AD',
+                              ports=self.ports, server=self.resolver)
+
 
 # ---- the services -------------------------------------------------------------------------------
 
 class Service:
     """A server with the pair `service.crt` and `service.key` of a folder: TLS at once, after
-    STARTTLS ('smtp'), or never (talk)."""
+    STARTTLS ('smtp', 'xmpp'), or never (talk)."""
 
     def __init__(self, folder, way='tls'):
         self.folder, self.way, self.port = folder, way, 0
@@ -887,7 +1085,15 @@ class Service:
                     self.serve(connection)
 
     def serve(self, connection):
-        if self.way != 'tls':
+        if self.way == 'xmpp':      # between servers, RFC 6120 section 5
+            self.greeted.append(connection.recv(4096))
+            connection.sendall(b"<stream:stream xmlns='jabber:server' version='1.0'>"
+                               b"<stream:features>"
+                               b"<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>"
+                               b"</stream:features>")
+            connection.recv(4096)
+            connection.sendall(b"<proceed xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>")
+        if self.way == 'smtp':
             connection.sendall(b'220 mx.example.org ESMTP\r\n')
             with connection.makefile('rb') as stream:
                 for line in stream:
@@ -972,6 +1178,13 @@ class Served(Case):
         self.assertEqual(line.digests(), {World.new})
         self.assertIn(b'STARTTLS', self.service.greeted)
 
+    def test_starttls_between_servers_of_xmpp(self):
+        """A protocol with a hyphen in its name."""
+        line = self.line('xmpp', '/xmpp-server')
+        self.assert_goes_on(line)
+        self.assertEqual(line.digests(), {World.new})
+        self.assertIn(b"xmlns='jabber:server'", self.service.greeted[-1])
+
     def test_one_of_two_is_late(self):
         line = self.line()
         os.mkdir(line.path('other'))
@@ -1027,6 +1240,24 @@ class Emergency(Case):
         self.assertEqual(line.digests(), {World.new})
         self.assertFalse(os.path.exists(line.key('staging')))
         self.assertEqual(line.cron(60, check=0).all, '')
+
+    def test_what_it_costs(self):
+        """Nothing, once the key would go live anyway."""
+        for standby, after, costs in ('no', 60, True), ('yes', 59 * 60, True), ('yes', DAY, False):
+            with self.subTest(standby=standby, after=after):
+                line = self.line(standby=standby)
+                done = self.now(line, after=after)
+                self.assertTrue(line.swapped())
+                self.assertEqual('caches' in done.stdout, costs, done.stdout)
+
+    def test_certificates_that_cannot_be_renewed(self):
+        """They are due, but the CA is down: the staged one is still good."""
+        line = self.line(standby='yes', renew_cert_before_expiry_days=30)
+        line.set(directory_url='https://127.0.0.1:1/directory')
+        done = self.now(line, check=1, after=61 * DAY)
+        self.assertTrue(line.swapped(), done.all)
+        self.assertEqual(line.log(), [CERTCHANGE, KEYCHANGE])
+        self.assertIn('no certificate', done.stderr)
 
     def test_no_key_is_staged(self):
         """It says what that costs."""
@@ -1162,21 +1393,25 @@ class Tlsa(Case):
              'data': digest} for digest in (World.old, World.new)])
 
     def test_nsupdate(self):
-        """The whole record set is replaced, in one transaction."""
+        """The whole record set of a name is replaced in one transaction; each name has its own, for
+        they may be of several zones, of which no server takes both at once."""
         done = self.run_tlsa('--nsupdate', '--ttl', '7', tlsa=[NAME, OTHER])
         lines = [re.sub(' IN | TLSA| +', ' ', line).split() for line in done.stdout.splitlines()]
-        self.assertEqual(lines[-1], ['send'])
-        self.assertEqual([words[:3] for words in lines if words[1:2] == ['delete']],
-                         [['update', 'delete', name + '.'] for name in (NAME, OTHER)])
-        self.assertEqual(lines.count(['send']), 1)
-        for name in NAME, OTHER:
-            start = lines.index(['update', 'delete', name + '.'])
-            self.assertEqual([words for words in lines if words[1:3] == ['add', name + '.']],
-                             [['update', 'add', name + '.', '7', '3', '1', '1', digest]
-                              for digest in (World.old, World.new)])
-            self.assertTrue(all(lines.index(words) > start for words in lines
-                                if words[1:3] == ['add', name + '.']))
+        self.assertEqual(lines, [words for name in (NAME + '.', OTHER + '.') for words in (
+            ['update', 'delete', name],
+            ['update', 'add', name, '7', '3', '1', '1', World.old],
+            ['update', 'add', name, '7', '3', '1', '1', World.new],
+            ['send'])])
         self.assertEqual(done.stdout.count('TLSA'), 6)
+
+    def test_the_same_name_more_than_once(self):
+        """However it is written: servers refuse, or warn of, the same record twice."""
+        names = [NAME, NAME + '.', NAME.replace('mx', 'MX'), OTHER, NAME]
+        for form, count in ((), 4), (('--json',), 4), (('--nsupdate',), 6):
+            with self.subTest(form):
+                done = self.run_tlsa(*form, tlsa=names)
+                self.assertEqual(done.stdout.lower().count('_tcp.'), count)
+                self.assertEqual(done.stdout.count('_25._tcp.mx.example.org.'), count // 2)
 
     def test_rsa(self):
         line = self.line('settled')
@@ -1324,6 +1559,14 @@ class Quiet(Case):
             done = self.assert_alone(line, '-n', 'cron', after=after, check=0)
             self.assertRegex(done.stdout, r'\A\S.*\S\n\Z')
             self.assertFalse(done.stdout.rstrip().endswith(':'), done.stdout)
+
+    def test_status_of_what_is_stuck(self):
+        """A key that is not in DNS, though the hook says so: that may last a while, not days."""
+        line = self.line()
+        line.forget('seen')
+        found = [self.assert_alone(line, 'status', after=days * DAY) for days in (1, 3, 20)]
+        self.assertEqual([done.returncode for done in found], [0, 1, 1])
+        self.assertIn('not seen in DNS', found[-1].stdout)
 
     def test_status(self):
         line = self.line()
