@@ -300,7 +300,7 @@ Facts = namedtuple("Facts", "live_key live_crt staging_key staging_crt state ask
 
 STATE = {  # the shape of the state file; 0.0 is a number, [] a list of anything
     "certchange": "", "keychange": [], "published": 0.0, "seen": 0.0, "ttl": 0.0, "told": 0.0,
-    "challenges": [""],
+    "looked": [], "challenges": [""],
     "account": {"directory": "", "url": "", "thumbprint": ""}, "owed": [],
     "retry": {"count": 0, "after": 0.0, "server": True, "names": [""], "directory": "",
               "error": ""}}
@@ -519,10 +519,10 @@ def unstage_step(config, facts, now):
         return Step("wait")
     seen = facts.state.get("seen", now) if config.tlsa else 0
     due = max(seen, since or 0) + max(config.staging_hours * HOUR, 2 * facts.state.get("ttl", 0))
-    if facts.force == "now":
+    if facts.force == "now" and now < facts.staging_crt.not_after:
         return Step("unstage", "", "Making '%s' live at once%s" % (
             name, " (until the old TLSA records are out of all caches, who has them refuses it)"
-            if now < due else ""), "asked for", now)
+            if now < due or config.staging_hours and not (seen or since) else ""), "asked for", now)
     if request_due(config, facts, facts.staging_key, facts.staging_crt, now)[0]:
         return Step("wait", "", "", "'%s' waits for its certificate" % name, now)
     if facts.dns and "ttl" not in facts.state:
@@ -870,6 +870,7 @@ def dns_own(config, owner):
 
     servers = {server: [server] for server in config.dns_servers or ()}
     if not servers:
+        owner = dns_follow(find(owner, TLSA), owner, TLSA)[0]
         soa = find(owner, SOA)
         zone = [record[0] for record in soa.records + soa.authority if record[1] == SOA] or [owner]
         for name in dns_follow(find(zone[0], NS), zone[0], NS)[2]:
@@ -1043,9 +1044,11 @@ def perform(run, facts, step):
     elif step.verb == "look" and step.what == "dns":
         run.dns, ttl, _ = look_at_dns(config, facts)
         known = [some for some in (ttl, facts.state.get("ttl")) if some is not None]
-        since = facts.state.get("seen") or (
+        keys = keys_of(facts)  # what was seen of a key that is no longer there does not count
+        since = facts.state.get("looked", keys) == keys and facts.state.get("seen") or (
             None if run.skew is None else time.time() + max(0, run.skew - 2))
-        update_state(config, ttl=max(known, default=None), seen=None if run.dns else since)
+        update_state(config, ttl=max(known, default=None), seen=None if run.dns else since,
+                     looked=keys)
     elif step.verb == "look":
         end = time.monotonic() + 15
         for pause in (1, 1, 1, 1, 0):  # a service may take a moment to reload

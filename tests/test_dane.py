@@ -503,6 +503,18 @@ class Waiting(Case):
         line.cron(200 * HOUR + 1810, check=0)
         self.assertEqual(spki(line.key()), third)
 
+    def test_another_key_in_the_place_of_the_staged_one(self):
+        """By hand, after DNS was seen to hold the first."""
+        line = self.line()
+        line.set(post_keychange=None)
+        third = self.put_there(line)
+        line.write('zone', tlsa_line(World.old) + tlsa_line(third))
+        for after in 2 * HOUR, 3 * HOUR - 100:
+            line.cron(after, check=0)
+            self.assertEqual(spki(line.key()), World.old)
+        line.cron(3 * HOUR + 100, check=0)
+        self.assertEqual(spki(line.key()), third)
+
     def test_a_ttl_of_the_key_before(self):
         """init tells what is there now."""
         self.own.ttl = 7200
@@ -1019,7 +1031,8 @@ class Servers(Case):
                 self.assert_goes_on(self.line(), ports=self.ports)
         flags = {(query.kind, query.flags) for query in self.resolver.queries}
         self.assertEqual(flags, {('SOA', RD | CD), ('NS', RD | CD), ('A', RD | CD),
-                                 ('AAAA', RD | CD), ('A', RD | AD), ('TLSA', RD | AD)})
+                                 ('AAAA', RD | CD), ('TLSA', RD | CD), ('A', RD | AD),
+                                 ('TLSA', RD | AD)})
 
     def test_a_zone_that_is_not_valid_when_a_key_is_staged(self):
         """The hook is run, for it may be what mends it; but nothing is seen before that is so."""
@@ -1043,6 +1056,18 @@ class Servers(Case):
                 self.assertEqual(spki(line.key()), World.old)
                 line.cron(10 * HOUR + 100, ports=self.ports, check=0)
                 self.assertNotEqual(spki(line.key()), World.old)
+
+    def test_an_alias_in_a_zone_that_is_not_valid(self):
+        """The servers of the zone in which the records are, as always."""
+        other = self.dns(self.zone, False, True)
+        other.fault('refused', NAME)    # it has that other zone only
+        line = self.line('settled')
+        line.write('zone', '%s 60 CNAME tlsa.example.net\n' % NAME + tlsa_line(
+            World.old, 5000, 'tlsa.example.net'))
+        line.write('lie')
+        self.resolver.fault('bogus')
+        line.run('renew', '--new-key', hooks=True, ports={'127.0.0.13': other.port})
+        self.assertEqual((line.log(), line.state().get('ttl')), ([KEYCHANGE], 5000))
 
     def test_a_zone_that_is_not_valid_later(self):
         for what in 'bogus', 'no-ad':
@@ -1258,6 +1283,18 @@ class Emergency(Case):
         self.assertTrue(line.swapped(), done.all)
         self.assertEqual(line.log(), [CERTCHANGE, KEYCHANGE])
         self.assertIn('no certificate', done.stderr)
+
+    def test_what_it_costs_without_a_look_at_dns(self):
+        line = self.line('settled', tlsa=None)
+        light_hook(line, KEYCHANGE)
+        self.assertIn('caches', self.now(line).stdout)
+
+    def test_a_certificate_that_has_expired(self):
+        """It is no help."""
+        line = self.line(standby='yes')
+        line.set(directory_url='https://127.0.0.1:1/directory')
+        self.now(line, check=1, after=95 * DAY)
+        self.assertFalse(line.swapped())
 
     def test_no_key_is_staged(self):
         """It says what that costs."""
