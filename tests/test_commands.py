@@ -1039,7 +1039,7 @@ class Together(Case):
         run = line.start('cron', hooks=True, code=SLOW_START)
         wait_for(lambda: os.path.exists(line.path('pid')), PATIENCE, 'a hook')
         self.check_stopped(run, signal.SIGTERM, int(read(line.path('pid'))))
-        line.hook('post-certchange', 'grep SigBlk /proc/$$/status > ' + line.path('blocked'))
+        line.hook('post-certchange', 'grep SigBlk /proc/self/status > ' + line.path('blocked'))
         line.run('cron', hooks=True, check=0)
         self.assertEqual(int(read(line.path('blocked')).split()[1], 16), 0)
 
