@@ -1043,7 +1043,7 @@ class Together(Case):
         write(line.path('post-certchange'), '#!%s -IS\nimport signal\n'
               'with open(%r, "w") as file:\n'
               '    print(*signal.pthread_sigmask(signal.SIG_BLOCK, ()), file=file)\n' % (
-                  sys.executable, line.path('blocked')))
+                  PROGRAM[0], line.path('blocked')))
         line.run('cron', hooks=True, check=0)
         self.assertEqual(read(line.path('blocked')), b'\n')
 
