@@ -94,9 +94,9 @@ def openssl(*args, stdin=b"", seconds=600):
 
 
 def b64(data):
-    """data (bytes) as base64url without padding (str), RFC 8555 section 6.1."""
-    text = binascii.b2a_base64(data, newline=False).decode()
-    return text.replace("+", "-").replace("/", "_").rstrip("=")
+    """data (bytes) as base64url without padding (str), RFC 7515 section 2."""
+    import base64
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def der(data):
@@ -241,6 +241,7 @@ def check_chain(text, spki, names, now):
     spki: DER bytes of our public key; names: list of str; now: seconds since 1970.
     Raises AcmeError.
     """
+    import ssl
     try:
         blocks = pem(text)
         chain = [parse_certificate(data) for _, data in blocks]
@@ -257,8 +258,7 @@ def check_chain(text, spki, names, now):
             (any(one.issuer != above.subject for one, above in zip(chain, chain[1:])),
              "came with a chain in which one did not issue the one before")):
         require(not wrong, "the CA's certificate is not used: it %s", why)
-    return "".join("-----BEGIN CERTIFICATE-----\n%s-----END CERTIFICATE-----\n" % re.sub(
-        "(.{1,64})\n?", r"\1\n", binascii.b2a_base64(data).decode()) for _, data in blocks)
+    return "".join(ssl.DER_cert_to_PEM_cert(data) for _, data in blocks)
 
 
 class AccountKey:
@@ -303,8 +303,8 @@ class AccountKey:
 # ---- https --------------------------------------------------------------------------------------
 
 
-class Reply(namedtuple("Reply", "status headers body")):
-    """What a server answered: status (int), headers (email.message.Message), body (bytes)."""
+# What a server answered: status (int), headers (email.message.Message), body (bytes)
+Reply = namedtuple("Reply", "status headers body")
 
 
 def opener_of(*handlers):
