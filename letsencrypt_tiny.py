@@ -321,12 +321,14 @@ def read_file(file):
 
 
 def read_key(file):
-    """The Key in a PEM file, None if there is none. Raises Problem for what is no key."""
+    """The Key in a PEM file, None if there is none. Raises Problem for what is no key, OSError."""
     data = read_file(file)
+    if data is None:
+        return None
     try:
-        spki = data and public_key(data.decode("ascii", "replace"))
-        return data if data is None else Key(sha256(spki), *key_kind(spki), os.stat(file).st_mtime)
-    except (ValueError, IndexError, TypeError, ToolError) as error:
+        spki = public_key(data.decode("ascii", "replace"))
+        return Key(sha256(spki), *key_kind(spki), os.stat(file).st_mtime)
+    except (ValueError, ToolError) as error:
         raise Problem("%s is no private key that can be used (%s): restore it from the backups" % (
             file, error))
 
@@ -359,13 +361,13 @@ def read_state(config, now):
     except (OSError, ValueError, TypeError, RecursionError):
         found = {}
     state = {name: found[name] for name in STATE if like(found.get(name), STATE[name])}
-    server = state.get("retry", {}).get("server")
-    latest = {"published": 0, "seen": CLOCK_SECONDS, "told": 0,
-              "retry": RETRY_AFTER_SECONDS if server else DAY}
-    for name in set(latest) & set(state):
-        value = state[name]["after"] if name == "retry" else state[name]
-        if not 0 <= value <= now + latest[name] or name == "retry" and state[name]["count"] < 1:
+    for name, ahead in ("published", 0), ("seen", CLOCK_SECONDS), ("told", 0):
+        if name in state and not 0 <= state[name] <= now + ahead:
             del state[name]
+    retry = state.get("retry")
+    if retry and not (retry["count"] > 0 and 0 <= retry["after"] <= now + (
+            RETRY_AFTER_SECONDS if retry["server"] else DAY)):
+        del state["retry"]
     if not all(re.match(r"[A-Za-z0-9_-]+\Z", os.path.basename(file)) and os.path.dirname(
             file) == config.challenge_dir for file in state.get("challenges", ())):  # to be removed
         del state["challenges"]
@@ -419,23 +421,21 @@ def decide(config, facts, now):
 
 def hook_step(config, facts):
     """The Step that a hook is owed, None if there is none."""
-    for hook in hooks_owed(config, facts):
-        step = Step("hook", hook, "Running %s" % hook, "it is owed")
-        if hook == "post-certchange":
-            return step
-        if staged_pair(facts) and config.tlsa and "ttl" not in facts.state:
-            # How long may caches hold what is there now?
-            return None if facts.dns is not None else Step(
-                "look", "dns", "Looking at DNS", "which TTL have its records?")
-        known = facts.state.get("keychange", [] if facts.force == "init" else [""])
-        if not config.served or set(known) <= {*keys_of(facts), None}:
-            return step
-        if facts.served is None:  # else the key that a service uses could leave DNS
-            return Step("look", "served", "Looking at the services", "a key leaves DNS")
-        if not facts.served:
-            return step
-        if config.post_certchange and "post-certchange" not in facts.asked:
-            return Step("hook", "post-certchange", "Running post-certchange again", facts.served[0])
+    owed = hooks_owed(config, facts)
+    step = Step("hook", owed[0], "Running %s" % owed[0], "it is owed") if owed else None
+    if not owed or owed[0] == "post-certchange":
+        return step
+    if staged_pair(facts) and config.tlsa and "ttl" not in facts.state:
+        # How long may caches hold what is there now?
+        return None if facts.dns is not None else Step(
+            "look", "dns", "Looking at DNS", "which TTL have its records?")
+    known = facts.state.get("keychange", [] if facts.force == "init" else [""])
+    if not config.served or facts.served == [] or set(known) <= {*keys_of(facts), None}:
+        return step
+    if facts.served is None:  # else the key that a service uses could leave DNS
+        return Step("look", "served", "Looking at the services", "a key leaves DNS")
+    if config.post_certchange and "post-certchange" not in facts.asked:
+        return Step("hook", "post-certchange", "Running post-certchange again", facts.served[0])
     return None
 
 
@@ -514,9 +514,10 @@ def hooks_owed(config, facts):
 
 def unstage_step(config, facts, now):
     """The Step that brings a staged pair nearer to being live, or the wait for it."""
-    since, name = facts.state.get("published"), config.staging
     if not staged_pair(facts):
         return Step("wait")
+    since, name = facts.state.get("published"), config.staging
+    waits = Step("wait", "dns", "", "'%s' waits: %s" % (name, "; ".join(facts.dns or ())), now)
     seen = facts.state.get("seen", now) if config.tlsa else 0
     due = max(seen, since or 0) + max(config.staging_hours * HOUR, 2 * facts.state.get("ttl", 0))
     if facts.force == "now" and now < facts.staging_crt.not_after:
@@ -526,7 +527,7 @@ def unstage_step(config, facts, now):
     if request_due(config, facts, facts.staging_key, facts.staging_crt, now)[0]:
         return Step("wait", "", "", "'%s' waits for its certificate" % name, now)
     if facts.dns and "ttl" not in facts.state:
-        return Step("wait", "dns", "", "'%s' waits: %s" % (name, "; ".join(facts.dns)), now)
+        return waits
     if config.post_keychange and config.staging_hours and (
             since is None or facts.state.get("keychange") != keys_of(facts)):
         return Step("wait", "", "", "'%s' waits for post-keychange (-k)" % name, now)
@@ -535,10 +536,10 @@ def unstage_step(config, facts, now):
     if config.tlsa and facts.dns is None:
         return Step("look", "dns", "Looking at DNS", "'%s' is staged" % name)
     if config.tlsa and facts.dns:
-        again = config.post_keychange and facts.hooks and "post-keychange" not in facts.asked
-        why = "'%s' waits: %s" % (name, "; ".join(facts.dns))
-        return (Step("hook", "post-keychange", "Running post-keychange again", why, since or now)
-                if again else Step("wait", "dns", "", why, now))
+        if config.post_keychange and facts.hooks and "post-keychange" not in facts.asked:
+            return Step("hook", "post-keychange", "Running post-keychange again", waits.why,
+                        since or now)
+        return waits
     if config.standby == "yes" and now < old_time(config, facts):
         return Step("wait", "", "", "'%s' stands by to go live" % name, old_time(config, facts))
     if now + min(0, (facts.skew or 0) + 2) < due:  # the CA tells seconds only
@@ -672,10 +673,9 @@ def make_folder(folder, mode):
 
 def make_key(file, kind, bits=None, like=None):
     """Write a new private key (PKCS#8 PEM), 0600 from the first byte. Raises OSError."""
-    size = "rsa_keygen_bits:%d" % (bits or 3072) if kind == "rsa" else (
-        "ec_paramgen_curve:P-" + kind[4:])
-    write_file(file, openssl("genpkey", "-algorithm", "RSA" if kind == "rsa" else "EC", "-pkeyopt",
-                             size), like=like)
+    algorithm, size = ("RSA", "rsa_keygen_bits:%d" % (bits or 3072)) if kind == "rsa" else (
+        "EC", "ec_paramgen_curve:P-" + kind[4:])
+    write_file(file, openssl("genpkey", "-algorithm", algorithm, "-pkeyopt", size), like=like)
 
 
 def lock(file, flags=fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -1101,9 +1101,9 @@ def request(run, facts, which):
     update_state(config, retry=retry)
     check = {"no": None, "warn": lambda text: complain(config.file, text),
              "require": lambda text: require(False, "%s", text)}[config.self_check]
-    solver = HttpFiles(config.challenge_dir, check, None,
-                       lambda files: update_state(config, challenges=files),
-                       lambda text: complain(config.file, text))
+    solver = HttpFiles(config.challenge_dir, check,
+                       note=lambda files: update_state(config, challenges=files),
+                       trouble=lambda text: complain(config.file, text))
     try:
         private = place(config, which, "key")
         spki = public_key(read_file(private).decode("ascii", "replace"))
