@@ -658,19 +658,20 @@ def location(reply):
 class HttpFiles:
     """Solves http-01 (RFC 8555 section 8.3) by files in a folder that a web server serves.
 
-    check(text): told what is wrong when a file cannot be fetched as the CA will, before the CA
-    is told (None: not tried); port: for that (int or str); note(paths): called with the files
-    before they are made; trouble(text): told of files that stay behind.
+    check: is each file fetched as the CA will, before the CA is told ("no"; "warn": trouble is
+    told what is wrong; "require": AcmeError); port: for that (int or str; None: 80); note(paths):
+    called with the files before they are made; trouble(text): told of files that stay behind, too.
     """
     kind = "http-01"
 
-    def __init__(self, folder, check=None, port=None, note=lambda paths: None,
+    def __init__(self, folder, check="no", port=None, note=lambda paths: None,
                  trouble=lambda text: None):
         self.folder, self.check, self.port, self.paths = folder, check, port, []
         self.note, self.trouble = note, trouble
 
     def present(self, tasks):
-        """Write the files for tasks: [(name, token, key authorization)]. Raises ToolError."""
+        """Write the files for tasks: [(name, token, key authorization)], and check them.
+        Raises ToolError, AcmeError."""
         self.paths = paths = [os.path.join(self.folder, token) for _, token, _ in tasks]
         self.note(list(paths))
         try:
@@ -685,11 +686,13 @@ class HttpFiles:
         except OSError as error:
             raise ToolError("cannot write the challenge file %s: %s" % (path, error.strerror))
         end, port = time.monotonic() + CHECK_SECONDS, ":%s" % self.port if self.port else ""
-        for path, (name, token, text) in zip(paths, tasks if self.check else ()):
+        for path, (name, token, text) in zip(paths, tasks if self.check != "no" else ()):
             url = "http://%s%s/.well-known/acme-challenge/%s" % (name, port, token)
             wrong = self_check(url, text, max(1, end - time.monotonic()))
             if wrong:
-                self.check("Wrote file to %s, but couldn't download %s: %s" % (path, url, wrong))
+                wrong = "Wrote file to %s, but couldn't download %s: %s" % (path, url, wrong)
+                require(self.check == "warn", "%s", wrong)
+                self.trouble(wrong)
 
     def remove(self):
         """Remove the files; what cannot be removed is only told."""
@@ -752,7 +755,7 @@ def get_crt(account_key, csr, acme_dir, log=None, CA=DEFAULT_CA, disable_check=F
     names, spki = parse_csr(request)
     log.info("Found domains: %s" % ", ".join(names))
     url = CA + "/directory" if CA != DEFAULT_CA else directory_url
-    check = None if disable_check else lambda text: require(False, "%s", text)
+    check = "no" if disable_check else "require"
     solver = HttpFiles(acme_dir, check, check_port, trouble=log.info)
     return Client(url, key, contact=contact, log=log.info).obtain(names, request, spki, solver)
 

@@ -35,7 +35,7 @@ try:
     sys.path.append(os.path.dirname(os.path.realpath(__file__)))  # python3 -I leaves it out
     from acme_tiny import (DEFAULT_DIRECTORY_URL, EXTENSION_REQUEST, SUBJECT_ALT_NAME, AccountKey,
                            AcmeError, Client, HttpFiles, ToolError, key_kind, openssl,
-                           parse_certificate, pem, printable, public_key, require, tlv, utc)
+                           parse_certificate, pem, printable, public_key, tlv, utc)
 except ImportError:
     sys.exit("letsencrypt-tiny: copy acme_tiny.py beside this file, or use the single file")
 
@@ -886,7 +886,7 @@ def dns_own(config, owner):
             try:
                 answer = dns_ask(address, owner, TLSA, b"\0\0")
                 if not answer.authoritative:
-                    answer = ValueError("%s is no server of its zone" % address)
+                    raise ValueError("%s is no server of its zone" % address)
             except (ValueError, OSError) as failure:
                 answer = failure
             if getattr(answer, "errno", None) in (
@@ -1099,9 +1099,7 @@ def request(run, facts, which):
              "server": False, "error": "the run was cut off",
              "after": time.time() + RETRY_SECONDS[min(count - 1, 4)]}
     update_state(config, retry=retry)
-    check = {"no": None, "warn": lambda text: complain(config.file, text),
-             "require": lambda text: require(False, "%s", text)}[config.self_check]
-    solver = HttpFiles(config.challenge_dir, check,
+    solver = HttpFiles(config.challenge_dir, config.self_check,
                        note=lambda files: update_state(config, challenges=files),
                        trouble=lambda text: complain(config.file, text))
     try:
@@ -1338,10 +1336,9 @@ def status(config):
             lines.append("'%s' certificate: %s" % (name, "until %s (%d days), for %s" % (
                 utc(some.not_after), (some.not_after - now) // DAY, " ".join(some.names))
                 if some and some.spki == key.spki else "none for this key"))
-    for word in ("published", "seen") if facts.staging_key else ():
-        if word in facts.state:
-            lines.append("'%s' is %s since %s" % (config.staging, word + " in DNS" * (
-                word == "seen"), utc(facts.state[word])))
+    for name, what in ("published", "published"), ("seen", "seen in DNS"):
+        if facts.staging_key and name in facts.state:
+            lines.append("'%s' is %s since %s" % (config.staging, what, utc(facts.state[name])))
     owed = hooks_owed(config, facts) if crt else []
     if owed:
         lines.append("hooks owed: %s" % ", ".join(owed))
@@ -1364,7 +1361,7 @@ def tlsa(config, form, ttl):
     if not config.tlsa:
         raise Problem("tlsa is not set: it names the records, such as _25._tcp.mx.example.org", 2)
     names = list(dict.fromkeys(name.rstrip(".").lower() + "." for name in config.tlsa))
-    records = [(name, ttl, key) for name in names for key in keys_of(facts) if key]
+    records = [(name, key) for name in names for key in keys_of(facts) if key]
     if form == "--check":
         problems, found, stale = look_at_dns(config, facts)
         problems += ["%s fits no key of this line" % record for record in stale]
@@ -1373,14 +1370,14 @@ def tlsa(config, form, ttl):
                             "staging-hours" % found)
         say("\n".join(problems) or "DNS holds what it must")
         return 1 if problems else 0
-    lines = ["%s %d IN TLSA 3 1 1 %s" % record for record in records]
+    lines = ["%s %d IN TLSA 3 1 1 %s" % (name, ttl, key) for name, key in records]
     if form == "--nsupdate":
         lines = [line for name in names for line in [  # one at a time: they may be of several zones
-            "update delete %s TLSA" % name, *["update add %s %d TLSA 3 1 1 %s" % record
-                                              for record in records if record[0] == name], "send"]]
+            "update delete %s TLSA" % name, *["update add %s %d TLSA 3 1 1 %s" % (name, ttl, key)
+                                              for other, key in records if other == name], "send"]]
     if form == "--json":
         lines = [json.dumps([{"name": name, "ttl": ttl, "usage": 3, "selector": 1,
-                              "matching_type": 1, "data": key} for name, _, key in records])]
+                              "matching_type": 1, "data": key} for name, key in records])]
     say("\n".join(lines))
     return 0
 
@@ -1430,23 +1427,24 @@ def main(argv=None):
         given, words = getopt.gnu_getopt(sys.argv[1:] if argv is None else argv, "c:knh", [
             "config=", "hooks", "dry-run", "new-key", "now", "json", "nsupdate", "check", "ttl=",
             "version", "help"])
+        short = {"-c": "--config", "-k": "--hooks", "-n": "--dry-run", "-h": "--help"}
+        given = [(short.get(option, option), value) for option, value in given]
         ttl = number(1, 2**31 - 1, int)(dict(given).get("--ttl", "3600"))
     except (getopt.GetoptError, ValueError) as error:
         emit(2, "letsencrypt-tiny: %s; see --help" % error)
         return 2
-    files, flags = [v for k, v in given if k in ("-c", "--config")], {k for k, _ in given}
-    if flags & {"-h", "--help"}:
+    files, flags = [v for k, v in given if k == "--config"], {k for k, _ in given}
+    if "--help" in flags:
         say(__doc__.strip())
         return 0
     if "--version" in flags:
         say("letsencrypt-tiny %s, SHA-256 %s" % (__version__, sha256(read_file(__file__))))
         return 0
-    command, dry = words[0] if len(words) == 1 else "", bool(flags & {"-n", "--dry-run"})
-    fits = {"init": set(), "renew": {"--new-key", "--now", "-n", "--dry-run"}, "status": set(),
-            "cron": {"-n", "--dry-run"}, "tlsa": {"--json", "--nsupdate", "--check", "--ttl"}}
-    if not files or command not in fits or "--now" in flags and "--new-key" not in flags or (
-            flags - {"-c", "--config", "-k", "--hooks"} - fits[command]) or (
-            len(flags & {"--json", "--nsupdate", "--check"}) > 1):
+    command, forms = words[0] if len(words) == 1 else "", {"--json", "--nsupdate", "--check"}
+    fits = {"init": set(), "renew": {"--new-key", "--now", "--dry-run"}, "cron": {"--dry-run"},
+            "status": set(), "tlsa": forms | {"--ttl"}}
+    if (not files or command not in fits or flags - {"--config", "--hooks"} - fits[command]
+            or "--now" in flags and "--new-key" not in flags or len(flags & forms) > 1):
         emit(2, "letsencrypt-tiny: give -c CONFIG and one of %s, with its options; see --help" % (
             ", ".join(fits)))
         return 2
@@ -1454,8 +1452,8 @@ def main(argv=None):
         command if command in ("init", "renew") else "")
     try:
         prepare()
-        return max([run_line(file, command, bool(flags & {"-k", "--hooks"}), dry, force, "".join(
-            flags & {"--json", "--nsupdate", "--check"}), ttl) for file in files])
+        return max([run_line(file, command, "--hooks" in flags, "--dry-run" in flags, force,
+                             "".join(flags & forms), ttl) for file in files])
     except Stopped as stopped:
         emit(2, "letsencrypt-tiny: ended by %s; the next run goes on" % (
             signal.Signals(stopped.args[0]).name))
