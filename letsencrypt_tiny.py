@@ -220,16 +220,15 @@ def read_ini(text):
             continue
         if key and indent > depth:
             found[key] += "\n" + words
-            continue
-        if re.match(r"\[[^]]*\]", words):
+        elif re.match(r"\[[^]]*\]", words):
             key = None
-            continue
-        match = re.match(r"([^=:\s]+)\s*[=:]\s*(.*)\Z", words)
-        if not match or match.group(1).lower() in found:
-            raise Problem("line %d: %s: %s" % (count, printable(words), "this key is given twice"
-                                               if match else "expected key = value"), 2)
-        key, depth = match.group(1).lower(), indent
-        found[key] = match.group(2)
+        else:
+            match = re.match(r"([^=:\s]+)\s*[=:]\s*(.*)\Z", words)
+            if not match or match.group(1).lower() in found:
+                raise Problem("line %d: %s: %s" % (count, printable(words), "this key is given "
+                                                   "twice" if match else "expected key = value"), 2)
+            key, depth = match.group(1).lower(), indent
+            found[key] = match.group(2)
     return found
 
 
@@ -762,9 +761,7 @@ def dns_parse(message):
             kind, ttl, size = [int.from_bytes(message[at + i:at + j], "big")
                                for i, j in ((0, 2), (4, 8), (8, 10))]
             at += 10 + size
-            data = message[at - size:at]
-            if kind in (NS, CNAME):
-                data = dns_name(message, at - size)[0]
+            data = dns_name(message, at - size)[0] if kind in (NS, CNAME) else message[at - size:at]
             parts[-1].append((owner, kind, ttl, data))
     if at > len(message):
         raise ValueError("a DNS answer is cut short")
