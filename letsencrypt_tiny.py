@@ -404,30 +404,28 @@ def decide(config, facts, now):
             return step._replace(verb="clock") if dated and "clock" not in facts.asked else step
     unstage = unstage_step(config, facts, now)
     for step in (key_step(config, facts, now),
-                 unstage if not config.staging_hours or facts.force == "now" else None,
-                 hook_step(config, facts) if fits and facts.hooks else None, unstage):
+                 unstage if not config.staging_hours or facts.force == "now" else Step("wait"),
+                 hook_step(config, facts) if fits and facts.hooks else Step("wait"), unstage):
         # What starts or ends a time of waiting is not done by a clock that the CA finds wrong
-        timed = step and facts.force != "now" and (
-            step.verb in ("stage", "unstage", "publish") or staged_pair(facts)
-            and step.what in ("dns", "post-keychange"))
+        timed = facts.force != "now" and (step.verb in ("stage", "unstage", "publish") or (
+            staged_pair(facts) and step.what in ("dns", "post-keychange")))
         unknown = facts.skew is None and (blocked or "clock" in facts.asked)
-        if step is None or step.verb == "wait" or timed and (
-                wrong_clock(facts) or unknown and step.verb != "look"):
+        if step.verb == "wait" or timed and (wrong_clock(facts) or unknown and step.verb != "look"):
             continue
         return step._replace(verb="clock") if timed and facts.skew is None and not unknown else step
     return outlook(config, facts, now)
 
 
 def hook_step(config, facts):
-    """The Step that a hook is owed, None if there is none."""
+    """The Step that a hook is owed, or a wait."""
     owed = hooks_owed(config, facts)
-    step = Step("hook", owed[0], "Running %s" % owed[0], "it is owed") if owed else None
+    step = Step("hook", owed[0], "Running %s" % owed[0], "it is owed") if owed else Step("wait")
     if not owed or owed[0] == "post-certchange":
         return step
     if staged_pair(facts) and config.tlsa and "ttl" not in facts.state:
         # How long may caches hold what is there now?
-        return None if facts.dns is not None else Step(
-            "look", "dns", "Looking at DNS", "which TTL have its records?")
+        return Step("look" if facts.dns is None else "wait", "dns", "Looking at DNS",
+                    "which TTL have its records?")
     known = facts.state.get("keychange", [] if facts.force == "init" else [""])
     if not config.served or facts.served == [] or set(known) <= {*keys_of(facts), None}:
         return step
@@ -435,7 +433,7 @@ def hook_step(config, facts):
         return Step("look", "served", "Looking at the services", "a key leaves DNS")
     if config.post_certchange and "post-certchange" not in facts.asked:
         return Step("hook", "post-certchange", "Running post-certchange again", facts.served[0])
-    return None
+    return Step("wait")
 
 
 def wrong_clock(facts):
@@ -481,7 +479,7 @@ def key_step(config, facts, now):
     if why and not facts.staging_key and "stage" not in facts.asked:
         return Step("stage", "", "Making a new private key '%s' (%s)" % (
             config.staging, config.key_type), why, due)
-    return Step("wait", "", "", "a new key is made", due)
+    return Step("wait", why="a new key is made", when=due)
 
 
 def old_time(config, facts):
@@ -516,7 +514,7 @@ def unstage_step(config, facts, now):
     if not staged_pair(facts):
         return Step("wait")
     since, name = facts.state.get("published"), config.staging
-    waits = Step("wait", "dns", "", "'%s' waits: %s" % (name, "; ".join(facts.dns or ())), now)
+    unseen = Step("wait", "dns", "", "'%s' waits: %s" % (name, "; ".join(facts.dns or ())), now)
     seen = facts.state.get("seen", now) if config.tlsa else 0
     due = max(seen, since or 0) + max(config.staging_hours * HOUR, 2 * facts.state.get("ttl", 0))
     if facts.force == "now" and now < facts.staging_crt.not_after:
@@ -524,25 +522,25 @@ def unstage_step(config, facts, now):
             name, " (until the old TLSA records are out of all caches, who has them refuses it)"
             if now < due or config.staging_hours and not (seen or since) else ""), "asked for", now)
     if request_due(config, facts, facts.staging_key, facts.staging_crt, now)[0]:
-        return Step("wait", "", "", "'%s' waits for its certificate" % name, now)
+        return Step("wait", why="'%s' waits for its certificate" % name, when=now)
     if facts.dns and "ttl" not in facts.state:
-        return waits
+        return unseen
     if config.post_keychange and config.staging_hours and (
             since is None or facts.state.get("keychange") != keys_of(facts)):
-        return Step("wait", "", "", "'%s' waits for post-keychange (-k)" % name, now)
+        return Step("wait", why="'%s' waits for post-keychange (-k)" % name, when=now)
     if config.staging_hours and since is None and not config.tlsa:
         return Step("publish", "", "Starting the staging time of '%s'" % name, "its pair is there")
     if config.tlsa and facts.dns is None:
         return Step("look", "dns", "Looking at DNS", "'%s' is staged" % name)
     if config.tlsa and facts.dns:
         if config.post_keychange and facts.hooks and "post-keychange" not in facts.asked:
-            return Step("hook", "post-keychange", "Running post-keychange again", waits.why,
+            return Step("hook", "post-keychange", "Running post-keychange again", unseen.why,
                         since or now)
-        return waits
+        return unseen
     if config.standby == "yes" and now < old_time(config, facts):
-        return Step("wait", "", "", "'%s' stands by to go live" % name, old_time(config, facts))
+        return Step("wait", why="'%s' stands by to go live" % name, when=old_time(config, facts))
     if now + min(0, (facts.skew or 0) + 2) < due:  # the CA tells seconds only
-        return Step("wait", "dns" if config.tlsa else "", "", "'%s' goes live" % name, due)
+        return Step("wait", "dns" if config.tlsa else "", why="'%s' goes live" % name, when=due)
     return Step("unstage", "", "Making '%s' live" % name, "the staging time is over", due)
 
 
@@ -561,13 +559,13 @@ def outlook(config, facts, now):
                             ("staging", facts.staging_key, facts.staging_crt)):
         why, _ = request_due(config, facts, key, crt, now)
         if why:
-            return Step("wait", "request", "", "certificate '%s' is due (%s)" % (
-                getattr(config, which), why), blocked_until(config, facts, now) or now)
+            return Step("wait", "request", why="certificate '%s' is due (%s)" % (
+                getattr(config, which), why), when=blocked_until(config, facts, now) or now)
         if key:
             coming.append((renewal_time(config, crt), "'%s' is renewed" % getattr(config, which)))
     step = (unstage_step if facts.staging_key else key_step)(config, facts, now)
     when, why = min(coming + [(step.when, step.why)])
-    return Step("wait", "", "", why, when)
+    return Step("wait", why=why, when=when)
 
 
 # ---- Files: the only code that writes -----------------------------------------------------------
@@ -944,11 +942,11 @@ def look_at_dns(config, facts):
         try:
             base = tlsa_base(config, name)
             answers = [("the resolver", base, dns_resolve(config, base, TLSA))]
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, ValueError) as error:
             problems.append("%s: %s" % (name, reason(error)))
         try:
             own = dns_own(config, dns_follow(answers[0][2], base, TLSA)[0] if answers else base)
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, ValueError) as error:
             problems.append("%s: %s" % (name, reason(error)))
         problems += ["%s: %s" % (row[1], reason(row[2])) for row in own
                      if isinstance(row[2], Exception)]
