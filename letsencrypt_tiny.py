@@ -856,12 +856,21 @@ def dns_follow(answer, name, kind):
 
 
 def dns_own(config, owner):
-    """[(address, owner, Answer or its error)]: what each of the zone's own servers has for TLSA
-    records of the owner. Raises ValueError, OSError if they are not found."""
+    """[(server, owner, Answer or its error)]: what each of the zone's own servers has for TLSA
+    records of the owner (or of its alias). Raises ValueError, OSError if they are not found."""
     import errno, socket
+    no_route = errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT
 
     def find(name, kind):  # RD and CD: not validated, for a hook may have to mend the zone
         return dns_ask(dns_resolver(config), name, kind, b"\x01\x10")
+
+    def ask(address):
+        try:
+            answer = dns_ask(address, owner, TLSA, b"\0\0")
+            return answer if answer.authoritative else ValueError(
+                "%s is no server of its zone" % address)
+        except (ValueError, OSError) as error:
+            return error
 
     servers = {server: [server] for server in config.dns_servers or ()}
     if not servers:
@@ -876,20 +885,10 @@ def dns_own(config, owner):
         raise ValueError("its zone's own servers are not found: set dns-servers")
     found = []
     for name, addresses in servers.items():
-        error, rows = ValueError("%s has no address" % name), []
-        for address in addresses:
-            try:
-                answer = dns_ask(address, owner, TLSA, b"\0\0")
-                if not answer.authoritative:
-                    raise ValueError("%s is no server of its zone" % address)
-            except (ValueError, OSError) as failure:
-                answer = failure
-            if getattr(answer, "errno", None) in (
-                    errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                error = answer  # no route, as to IPv6 from a machine without
-            else:
-                rows.append((address, owner, answer))
-        found += rows or [(name, owner, error)]
+        rows = [(address, owner, ask(address)) for address in addresses]
+        # No route, as to IPv6 from a machine without, matters only if there is none to any address
+        routed = [row for row in rows if getattr(row[2], "errno", None) not in no_route]
+        found += routed or rows[-1:] or [(name, owner, ValueError("%s has no address" % name))]
     return found
 
 
@@ -1268,9 +1267,9 @@ def tell_dns(run, facts, now):
 # ---- Commands -----------------------------------------------------------------------------------
 
 
-def check_machine(config, hooks, folders, make=False):
-    """Raise Problem unless openssl, the folders (if they are to be made, what is there of them) and
-    (if they may run) the hooks can be used."""
+def check_machine(config, hooks, folders, make):
+    """Raise Problem unless openssl, the folders (paths; if init will make them, what is
+    there of them) and the hooks (if they may run) can be used."""
     if not any(os.access(os.path.join(folder, "openssl"), os.X_OK)
                for folder in os.environ["PATH"].split(":")):
         raise Problem("there is no openssl in PATH: install it")
@@ -1288,18 +1287,19 @@ def check_machine(config, hooks, folders, make=False):
             raise Problem("%s is no folder that can be written to: run init, or mend it" % folder)
 
 
-def act(config, command, hooks, force):
-    """init, renew and cron. Returns the exit status. Raises Problem, OSError."""
+def act(config, hooks, force):
+    """init, renew and cron. hooks, force: as in Facts. Returns the exit status. Raises Problem,
+    OSError."""
     folders = {os.path.dirname(config.account_key): 0o700, config.certs: 0o755, config.keys: 0o710,
                config.backups: 0o700, config.challenge_dir: 0o755}
-    check_machine(config, hooks, folders, command == "init")
-    for folder, mode in folders.items() if command == "init" else ():
+    check_machine(config, hooks, folders, force == "init")
+    for folder, mode in folders.items() if force == "init" else ():
         make_folder(folder, mode)
     fd = lock(place(config, "live", "lock"))
     try:
         clean_up(config)
         live = place(config, "live", "key")
-        if command == "init" and not os.path.lexists(live):
+        if force == "init" and not os.path.lexists(live):
             make_account_key(config)
             say("Making private key '%s' (%s)" % (config.live, config.key_type))
             make_key(live, config.key_type, config.key_length)
@@ -1349,15 +1349,15 @@ def status(config):
     return 1 if retry or owed or late else 0
 
 
-def tlsa(config, form, ttl):
-    """Tell the records that DNS must hold now, in a form: --json, --nsupdate, "" for zone file
-    lines, with a TTL (seconds); or --check whether it does. Returns the exit status."""
+def tlsa(config, flags, ttl):
+    """Tell the records that DNS must hold now with a TTL (seconds), as lines of a zone file; flags
+    (set of str): --json, --nsupdate, or --check whether it does. Returns the exit status."""
     facts = Run(config).facts()
     if not config.tlsa:
         raise Problem("tlsa is not set: it names the records, such as _25._tcp.mx.example.org", 2)
     names = list(dict.fromkeys(name.rstrip(".").lower() + "." for name in config.tlsa))
     records = [(name, key) for name in names for key in keys_of(facts) if key]
-    if form == "--check":
+    if "--check" in flags:
         problems, found, stale = look_at_dns(config, facts)
         problems += ["%s fits no key of this line" % record for record in stale]
         if found and 2 * found > config.staging_hours * HOUR:
@@ -1366,28 +1366,29 @@ def tlsa(config, form, ttl):
         say("\n".join(problems) or "DNS holds what it must")
         return 1 if problems else 0
     lines = ["%s %d IN TLSA 3 1 1 %s" % (name, ttl, key) for name, key in records]
-    if form == "--nsupdate":
+    if "--nsupdate" in flags:
         lines = [line for name in names for line in [  # one at a time: they may be of several zones
             "update delete %s TLSA" % name, *["update add %s %d TLSA 3 1 1 %s" % (name, ttl, key)
                                               for other, key in records if other == name], "send"]]
-    if form == "--json":
+    if "--json" in flags:
         lines = [json.dumps([{"name": name, "ttl": ttl, "usage": 3, "selector": 1,
                               "matching_type": 1, "data": key} for name, key in records])]
     say("\n".join(lines))
     return 0
 
 
-def run_line(file, command, hooks, dry, force, form, ttl):
-    """Do the command for the line of a config file. Returns the exit status."""
+def run_line(file, command, flags, force, ttl):
+    """Do the command (str) for the line of a config file (path). flags: the options given (set of
+    str); force: as in Facts; ttl: seconds. Returns the exit status."""
     try:
         file = os.path.abspath(file)
         config = read_config(file)
         check_owner(file)
-        if dry:
-            return show(config, hooks, force)
         if command == "tlsa":
-            return tlsa(config, form, ttl)
-        return status(config) if command == "status" else act(config, command, hooks, force)
+            return tlsa(config, flags, ttl)
+        if command == "status":
+            return status(config)
+        return (show if "--dry-run" in flags else act)(config, "--hooks" in flags, force)
     except (Problem, OSError) as error:
         complain(file, reason(error))
         return getattr(error, "status", 1)
@@ -1447,8 +1448,7 @@ def main(argv=None):
         command if command in ("init", "renew") else "")
     try:
         prepare()
-        return max([run_line(file, command, "--hooks" in flags, "--dry-run" in flags, force,
-                             "".join(flags & forms), ttl) for file in files])
+        return max([run_line(file, command, flags, force, ttl) for file in files])
     except Stopped as stopped:
         emit(2, "letsencrypt-tiny: ended by %s; the next run goes on" % (
             signal.Signals(stopped.args[0]).name))
