@@ -60,14 +60,15 @@ def __getattr__(name):  # LOGGER is made when it is asked for: a cron job need n
 
 def printable(text, limit=500):
     """text (any type) from outside as a str for a terminal: control characters, bidi controls and
-    surrogates escaped, cut after `limit` characters."""
+    surrogates escaped, cut after `limit` (int) characters."""
     text = str(text)
     cut = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:limit])[:limit]
     return cut if len(text) <= limit else cut + "..."
 
 
 def utc(seconds):
-    """Seconds since 1970 as 2026-11-23 06:32 UTC; what no calendar holds as its end, year 9999."""
+    """Seconds since 1970 (int or float) as a str such as 2026-11-23 06:32 UTC; what lies outside of
+    the years 1 to 9999 as the first or last minute of them."""
     known = max(-62135596800, min(seconds, 253402300799))
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(known))
 
@@ -78,8 +79,8 @@ def utc(seconds):
 def openssl(*args, stdin=b"", seconds=600):
     """Run openssl with args (str), give it stdin (bytes; None: ours), return its stdout (bytes).
 
-    Raises ToolError with its own words. Keys are named by path only; a key with a passphrase
-    fails, as there is no terminal to ask at.
+    Raises ToolError with its own words, or if it takes more seconds than given. Keys are named by
+    path only; a key with a passphrase fails, as there is no terminal to ask at.
     """
     import subprocess
     try:
@@ -100,7 +101,7 @@ def b64(data):
 
 
 def der(data):
-    """The DER items in data (bytes) as [(tag, body)]. Raises ValueError."""
+    """The DER items (X.690) in data (bytes) as [(tag, body)]: int, bytes. Raises ValueError."""
     items, start = [], 0
     while start < len(data):
         tag, size = data[start:start + 2]
@@ -116,7 +117,7 @@ def der(data):
 
 
 def inside(data):
-    """The DER items within the one item that data (bytes) is. Raises ValueError."""
+    """The DER items within the one item that data (bytes) is, as der(). Raises ValueError."""
     (_, body), = der(data)
     return der(body)
 
@@ -129,7 +130,8 @@ def tlv(tag, *parts):
 
 
 def pem(text):
-    """The PEM blocks in text as [(label, DER bytes)], one at least. Raises ValueError."""
+    """The PEM blocks (RFC 7468) in text (str) as [(label, DER bytes)], one at least.
+    Raises ValueError."""
     blocks = [(label, "".join(body.split())) for label, body in re.findall(
         r"-----BEGIN ([A-Z0-9 ]+)-----([A-Za-z0-9+/\s]+(?:=\s*){0,2})-----END \1-----", text)]
     if not blocks or len(blocks) != text.count("-----BEGIN") or any(len(b) % 4 for _, b in blocks):
@@ -170,8 +172,8 @@ def public_key(text):
 
 
 def key_kind(spki):
-    """(type, bits) of a SubjectPublicKeyInfo (DER bytes): ("rsa", 3072), ("ec-p256", 256), ...;
-    ("another", 0) for what is not supported. Raises ValueError."""
+    """(type, bits) of a SubjectPublicKeyInfo (DER bytes; RFC 5280 section 4.1.2.7): ("rsa", 3072),
+    ("ec-p256", 256), ...; ("another", 0) for what is not supported. Raises ValueError."""
     (_, algorithm), (_, key) = inside(spki)
     if algorithm == RSA:
         (_, modulus), _ = inside(key[1:])
@@ -180,8 +182,9 @@ def key_kind(spki):
 
 
 def extension_names(extensions):
-    """The names (list of str) in the subjectAltName, critical or not, of Extensions (DER bytes);
-    what is no DNS name begins with its tag in brackets. Raises ValueError, IndexError."""
+    """The names (list of str) in the subjectAltName, critical or not, of Extensions (DER bytes;
+    RFC 5280 section 4.2.1.6); what is no DNS name begins with its tag in brackets. Raises
+    ValueError, IndexError."""
     return [name.decode("ascii", "backslashreplace").lower() if tag == 0x82
             else "[%d]%s" % (tag & 0x1f, name.hex())
             for _, item in inside(extensions) if der(item)[0][1] == SUBJECT_ALT_NAME
@@ -189,8 +192,8 @@ def extension_names(extensions):
 
 
 def der_time(tag, body):
-    """Seconds since 1970 (int) of a UTCTime or GeneralizedTime (RFC 5280, section 4.1.2.5).
-    Raises ValueError."""
+    """Seconds since 1970 (int) of a UTCTime or GeneralizedTime (tag: int, body: bytes; RFC 5280
+    section 4.1.2.5). Raises ValueError."""
     text = body.decode("ascii")
     text = text if tag != 0x17 else ("19" if text >= "50" else "20") + text
     if len(text) == 15 and text[:14].isdigit() and text[14] == "Z":
@@ -206,8 +209,9 @@ def der_time(tag, body):
 
 
 def parse_certificate(data):
-    """What matters of a certificate in DER bytes (RFC 5280): names (list of str), not_before and
-    not_after (seconds since 1970), spki, issuer and subject (DER bytes). Raises ValueError."""
+    """What matters of a certificate in DER bytes (RFC 5280 section 4.1): names (list of str),
+    not_before and not_after (seconds since 1970), spki, issuer and subject (DER bytes). Raises
+    ValueError."""
     try:
         fields = der(inside(data)[0][1])
         issuer, validity, subject, spki, *rest = fields[3 if fields[0][0] == 0xa0 else 2:]
@@ -220,8 +224,8 @@ def parse_certificate(data):
 
 
 def parse_csr(data):
-    """(names, spki) of a PKCS#10 request in DER (RFC 2986): the common name's and the
-    subjectAltName's DNS names (list of str), DER bytes. Raises ValueError."""
+    """(names, spki) of a PKCS#10 request in DER bytes (RFC 2986 section 4): the common name's and
+    the subjectAltName's DNS names (list of str), its public key (DER bytes). Raises ValueError."""
     try:
         _, subject, spki, attributes = der(inside(data)[0][1])[:4]
         pairs = [der(pair) for _, rdn in der(subject[1]) for _, pair in der(rdn)]
@@ -235,8 +239,8 @@ def parse_csr(data):
 
 
 def check_chain(text, spki, names, now):
-    """The chain in text (PEM), written anew from its blocks, if it is what was asked for: it will
-    be installed as it is.
+    """The chain in text (PEM str, RFC 8555 section 9.1), written anew from its blocks, if it is
+    what was asked for: it will be installed as it is.
 
     spki: DER bytes of our public key; names: list of str; now: seconds since 1970.
     Raises AcmeError.
@@ -265,7 +269,7 @@ class AccountKey:
     """An ACME account key in a PEM file: RSA of 2048 bits or more, P-256 or P-384.
 
     jwk (dict, RFC 7517), thumbprint (str, RFC 7638), alg (str, RFC 7518). The private key stays
-    in its file: openssl signs. Raises ToolError, AcmeError.
+    in its file: openssl signs. Raises ToolError, AcmeError, OSError.
     """
 
     def __init__(self, path):
@@ -293,7 +297,8 @@ class AccountKey:
         self.thumbprint = b64(hashlib.sha256(canonical.encode()).digest())
 
     def sign(self, data):
-        """The signature (bytes) of data (bytes) for a JWS: ECDSA as r and s (RFC 7518, 3.4)."""
+        """The signature (bytes) of data (bytes) for a JWS: ECDSA as r and s (RFC 7518 section 3.4).
+        Raises ToolError."""
         made = openssl("dgst", "-sha" + self.alg[2:], "-sign", self.path, stdin=data)
         if not self.size:
             return made
@@ -308,7 +313,7 @@ Reply = namedtuple("Reply", "status headers body")
 
 
 def opener_of(*handlers):
-    """A urllib opener that can do only what these handlers do: no ftp, no files."""
+    """A urllib opener that can do only what these handlers (urllib's) do: no ftp, no files."""
     from urllib.request import OpenerDirector
     opener = OpenerDirector()
     opener.lost = 0  # answers for which a request was sent once more
@@ -368,7 +373,7 @@ def https_opener(ca_bundle=None, proxy=None):
 
 
 def http_date(text):
-    """Seconds since 1970 of an HTTP-date (str), None if it is none."""
+    """Seconds since 1970 (int) of an HTTP-date (str; RFC 9110 section 5.6.7), or None."""
     from email.utils import mktime_tz, parsedate_tz
     try:
         return mktime_tz(parsedate_tz(text))
@@ -377,7 +382,8 @@ def http_date(text):
 
 
 def retry_after(headers):
-    """Seconds (int) that a Retry-After header (RFC 9110 section 10.2.3) asks for, or None."""
+    """Seconds (int) that Retry-After in the headers of a Reply (RFC 9110 section 10.2.3) asks for,
+    None if it is missing or makes no sense."""
     value = (headers.get("Retry-After") or "").strip()
     if re.match(r"[0-9]+\Z", value):
         return int(value[:4000])  # Python reads no longer ones
@@ -424,7 +430,8 @@ class Client:
     """One account at one ACME server (RFC 8555).
 
     url: the directory's; key: AccountKey; account: its URL if it is known; contact: list of URLs;
-    log: called with a text. Every method raises AcmeError for whatever the CA's answers cause.
+    log: called with a text. Every method raises AcmeError for whatever the CA's answers cause,
+    and ToolError if openssl cannot sign.
     skew: seconds that the CA's clock is ahead of ours, None before the first answer.
     """
 
@@ -435,7 +442,8 @@ class Client:
         self.nonce = self.skew = self.links = None
 
     def fetch(self, what, url, body=None, method=None):
-        """The CA's Reply to one request. what: for errors; body: bytes of a JWS, or None."""
+        """The CA's Reply to one request. what: what is being done (str), for errors; body: bytes of
+        a JWS, or None; method: HEAD, or None for GET without a body and POST with one."""
         from urllib.request import Request
         good = url.lower().startswith("https://")
         require(good, "%s: the CA names an address that is not https: %s", what, url)
@@ -463,7 +471,8 @@ class Client:
             retry_after(reply.headers) if reply.status in (429, 503) else None)
 
     def directory(self, name):
-        """The URL (str) of a resource in the directory (section 7.1.1), which is asked once."""
+        """The URL (str) of a resource (its name there) in the directory (section 7.1.1), which is
+        asked for once."""
         if self.links is None:
             self.log("Getting directory...")
             self.links = parse_json(self.fetch("getting the directory", self.url), newNonce=str,
@@ -472,7 +481,8 @@ class Client:
         return self.links[name]
 
     def post(self, what, url, payload=None):
-        """The Reply to a signed request (section 6.2); without payload POST-as-GET (6.3)."""
+        """The Reply to a signed request (section 6.2) with a payload (for JSON), without one
+        POST-as-GET (6.3). A refused nonce (6.5) costs another try. what: as in fetch()."""
         import json
         text = "" if payload is None else json.dumps(payload)
         lost = self.opener.lost
@@ -537,7 +547,8 @@ class Client:
 
     def obtain(self, names, csr, spki, solver):
         """The checked chain (PEM str) for names (list of str) and a CSR (DER bytes) whose public
-        key is spki (DER bytes), by the challenges that solver puts in place and removes."""
+        key is spki (DER bytes), by the challenges that solver (HttpFiles) puts in place and removes
+        (sections 7.4, 7.4.2)."""
         reply = self.new_order(names)
         order, url, todo = parse_json(reply, status=str), location(reply), []
         self.log("Order created!")
@@ -572,7 +583,8 @@ class Client:
         return text
 
     def authorize(self, names, order, solver):
-        """Have solver put every challenge in place, then answer all (sections 7.5, 8).
+        """Have solver put in place a challenge for each of the names (list of str) that the order
+        (dict) wants validated, then tell the CA of all (sections 7.5, 7.5.1, 8).
 
         Returns [(name, authorization URL)] of what the CA now validates.
         """
@@ -647,7 +659,8 @@ class Client:
 
 
 def location(reply):
-    """The Location header (str) of a Reply. Raises AcmeError."""
+    """The Location header (str) of a Reply: the URL of an account or order (RFC 8555 sections 7.3,
+    7.4). Raises AcmeError."""
     require(reply.headers.get("Location"), "the CA's answer has no Location header")
     return reply.headers["Location"]
 
@@ -695,7 +708,7 @@ class HttpFiles:
                 self.trouble(wrong)
 
     def remove(self):
-        """Remove the files; what cannot be removed is only told."""
+        """Remove the files; what cannot be removed is only told, and stays in .paths."""
         for path in list(self.paths):
             try:
                 if os.path.lexists(path):
@@ -706,8 +719,9 @@ class HttpFiles:
 
 
 def self_check(url, text, seconds):
-    """Fetch what must be text (str) from an http URL as a CA does: redirects followed without a
-    look at TLS certificates, no proxy. Returns "" or what is wrong (str) after so many seconds."""
+    """Fetch what must be text (str) from an http URL as a CA does (RFC 8555 section 8.3): redirects
+    followed without a look at TLS certificates, no proxy. Returns "", or what is wrong (str), after
+    so many seconds (float) and one more at the latest."""
     import socket, ssl, threading, urllib.request as web
     context, found = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ["no answer in %d seconds" % seconds]
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE

@@ -87,12 +87,12 @@ def emit(fd, text):
 
 
 def say(text):
-    """Tell what is done on stdout."""
+    """Tell what is done (str) on stdout."""
     emit(1, text)
 
 
 def complain(file, text):
-    """Tell what is wrong with the line of this config file on stderr."""
+    """Tell what is wrong (str) with the line of this config file (path) on stderr."""
     emit(2, "letsencrypt-tiny: %s: %s" % (file, text))
 
 
@@ -106,8 +106,8 @@ def reason(error):
 
 
 def host_name(name):
-    """A host name as A-labels in lower case. Raises ValueError, also for a name on which IDNA
-    2003 (which Python has) and 2008 (which CAs ask for) differ."""
+    """A host name (str) as A-labels in lower case. Raises ValueError, also for a name on which IDNA
+    2003 (RFC 3490, which Python has) and 2008 (RFC 5891, which CAs ask for) differ."""
     if not name.isascii():
         import unicodedata
         from encodings import idna
@@ -125,7 +125,8 @@ def host_name(name):
 
 
 def host_names(text):
-    """A list of 1 to 100 host_name() without duplicates. Raises ValueError."""
+    """The words of a text as host_name(): a list of 1 to 100 str without duplicates.
+    Raises ValueError."""
     names = list(dict.fromkeys(map(host_name, text.split())))
     if not 0 < len(names) <= 100:
         raise ValueError("%d names" % len(names))
@@ -133,14 +134,15 @@ def host_names(text):
 
 
 def path(text):
-    """An absolute path without a trailing slash. Raises ValueError."""
+    """An absolute path (str) without a trailing slash. Raises ValueError."""
     if not text.startswith("/") or not text.isprintable():
         raise ValueError(text)
     return re.sub("/+", "/", text).rstrip("/") or "/"
 
 
 def matching(pattern, many=False):
-    """A reader of one word (str), or of many (list of str), that match a regular expression."""
+    """A reader of one word (str), or of many (list of str), that match a regular expression, in
+    which a group named port is a port. The reader raises ValueError."""
     def read(text):
         words = text.split()
         found = [re.match("(%s)\\Z" % pattern, word) for word in words]
@@ -167,7 +169,7 @@ def servers(text):
 
 
 def number(low, high, kind=float):
-    """A reader of a number of a kind (type) from low to high."""
+    """A reader of a number of a kind (type) from low to high. The reader raises ValueError."""
     def read(text):
         if not low <= kind(text) <= high:
             raise ValueError(text)
@@ -266,7 +268,8 @@ def read_config(file):
 
 
 def place(config, which, ext):
-    """The path of a file of the line: which is live or staging, ext its extension."""
+    """The path of a file of the line. which: "live" or "staging"; ext: "key", "crt", "state",
+    "lock" or "tmp"."""
     folder = {"key": config.keys, "lock": config.keys, "tmp": config.backups}.get(ext, config.certs)
     return os.path.join(folder, "%s.%s" % (getattr(config, which), ext))
 
@@ -291,8 +294,8 @@ def check_owner(file):
 Key = namedtuple("Key", "spki kind bits made")  # spki: SHA-256 (hex); made: the file's time
 Crt = namedtuple("Crt", "names not_before not_after spki sha256")  # spki: its leaf's, "" if bad
 # state: as read_state(); asked: what is done once a run (SPKI digests of requests, "stage"); force:
-# what is done though it is not due (renew, new-key); hooks: may they run; skew: seconds that the
-# CA's clock is ahead, None while unknown
+# what is done though it is not due (init, renew, new-key, now); hooks: may they run; skew: seconds
+# that the CA's clock is ahead, None while unknown
 # dns, served: the problems that look_at_dns() and look_at_services() found (list of str), or None
 Facts = namedtuple("Facts", "live_key live_crt staging_key staging_crt state asked force hooks "
                             "skew dns served", defaults=((), "", True, 0, None, None))
@@ -333,7 +336,8 @@ def read_key(file):
 
 
 def read_crt(file):
-    """The Crt in a PEM file, None if there is none; one that is no certificate fits no key."""
+    """The Crt in a PEM file, None if there is none; one that is no certificate fits no key.
+    Raises OSError."""
     data = read_file(file)
     if data is None:
         return None
@@ -346,8 +350,9 @@ def read_crt(file):
 
 
 def read_state(config, now):
-    """What is known of the past (dict like STATE); whatever is lost, strange or from the future is
-    left out, which at worst makes hooks run once more and clocks start anew."""
+    """What is known of the past (dict like STATE). Whatever is lost, strange or, at now (seconds
+    since 1970), from the future is left out, which at worst makes hooks run once more and clocks
+    start anew."""
     def like(value, shape):
         if isinstance(shape, dict) and isinstance(value, dict):
             return all(like(value.get(name), shape[name]) for name in shape)
@@ -442,7 +447,8 @@ def wrong_clock(facts):
 
 
 def request_due(config, facts, key, crt, now):
-    """(why, since when) a certificate for the key must be requested, ("", 0) if not."""
+    """(why, since when) a certificate for the key must be requested: str and seconds since 1970,
+    ("", 0) if it need not."""
     if key is None:
         return "", 0
     if crt is None or crt.spki != key.spki:
@@ -456,7 +462,7 @@ def request_due(config, facts, key, crt, now):
 
 
 def renewal_time(config, crt):
-    """When (seconds since 1970) a certificate is to be renewed: a third of its life before it
+    """When (seconds since 1970) a certificate (Crt) is to be renewed: a third of its life before it
     ends, half if it lives less than 10 days; the configured days, but at most half its life."""
     life = crt.not_after - crt.not_before
     ahead = life / 2 if life < 10 * DAY else life / 3
@@ -494,7 +500,8 @@ def staged_pair(facts):
 
 
 def keys_of(facts):
-    """The digests [live, staging or None] that DNS must hold; a key counts once certified."""
+    """The digests [live, staging or None] that DNS must hold (RFC 7671 section 8.1: of both keys);
+    a key counts once certified."""
     return [facts.live_key.spki, facts.staging_key.spki if staged_pair(facts) else None]
 
 
@@ -604,7 +611,7 @@ def write_file(file, data, mode=0o600, like=None, temp=None):
 
 
 def back_up(config, file):
-    """Keep the file in the backups, by a hard link where possible. Raises OSError."""
+    """Keep the file (path) in the backups, by a hard link where possible. Raises OSError."""
     name = "%s.%s" % (os.path.basename(file), time.strftime("%Y%m%d-%H%M%S", time.gmtime()))
     target, count = os.path.join(config.backups, name), 0
     while os.path.lexists(target):
@@ -629,7 +636,8 @@ def update_state(config, **changes):
 
 
 def rename(config, *exts):
-    """Give staged files the live names; what has them goes to the backups first. Raises OSError."""
+    """Give the staged files with these extensions the live names; what has them goes to the backups
+    first. Raises OSError."""
     for ext in exts:
         if os.path.exists(place(config, "live", ext)):
             back_up(config, place(config, "live", ext))
@@ -647,7 +655,8 @@ def rename(config, *exts):
 
 
 def drop(config, ext):
-    """Remove a staged file; a certificate goes to the backups. Raises OSError."""
+    """Remove the staged file with this extension; a certificate goes to the backups first.
+    Raises OSError."""
     file = place(config, "staging", ext)
     if ext == "crt":
         back_up(config, file)
@@ -656,7 +665,7 @@ def drop(config, ext):
 
 
 def make_folder(folder, mode):
-    """Make a folder and those above it. Raises OSError."""
+    """Make a folder (path) of this mode (int), and those above it. Raises OSError."""
     if not os.path.isdir(folder):
         make_folder(os.path.dirname(folder), 0o755)
         say("Making folder %s" % folder)
@@ -669,15 +678,16 @@ def make_folder(folder, mode):
 
 
 def make_key(file, kind, bits=None, like=None):
-    """Write a new private key (PKCS#8 PEM), 0600 from the first byte. Raises OSError."""
+    """Write a new private key (PKCS#8 PEM), 0600 from the first byte. kind: rsa, ec-p256 or
+    ec-p384; bits: of an RSA key, else 3072; like: as in write_file(). Raises OSError."""
     algorithm, size = ("RSA", "rsa_keygen_bits:%d" % (bits or 3072)) if kind == "rsa" else (
         "EC", "ec_paramgen_curve:P-" + kind[4:])
     write_file(file, openssl("genpkey", "-algorithm", algorithm, "-pkeyopt", size), like=like)
 
 
 def lock(file, flags=fcntl.LOCK_EX | fcntl.LOCK_NB):
-    """A descriptor that holds the lock of a file or folder until it is closed. Raises Problem
-    (status 75), OSError."""
+    """A descriptor that holds the lock of a file or folder (path) until it is closed. flags: as in
+    flock(2). Raises Problem (status 75), OSError."""
     folder = os.path.isdir(file)
     fd = os.open(file, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
@@ -689,7 +699,7 @@ def lock(file, flags=fcntl.LOCK_EX | fcntl.LOCK_NB):
 
 
 def make_account_key(config):
-    """Make the account key unless it is there. Raises Problem, OSError."""
+    """Make the account key (P-256) unless it is there. Raises OSError."""
     fd = lock(os.path.dirname(config.account_key), fcntl.LOCK_EX)  # lines may share this key
     try:
         if not os.path.lexists(config.account_key):
@@ -700,7 +710,8 @@ def make_account_key(config):
 
 
 def clean_up(config):
-    """Remove what a killed run left: temporary and challenge files; tighten keys of 2017."""
+    """Remove what a killed run left: temporary and challenge files; tighten keys of 2017.
+    Raises OSError."""
     left = read_state(config, time.time()).get("challenges", [])
     keys = [place(config, "live", "key"), place(config, "staging", "key"), config.account_key]
     temps = [file + ".tmp" for file in keys + [place(config, which, ext) for which in (
@@ -731,7 +742,8 @@ Answer = namedtuple("Answer", "code authentic authoritative records authority")
 
 
 def dns_name(message, at):
-    """(name, offset behind it) of a name in a DNS message (RFC 1035 section 4.1.4)."""
+    """(name, offset behind it) of the name (str) at an offset (int) in a DNS message (bytes; RFC
+    1035 section 4.1.4). Raises ValueError, IndexError."""
     labels, end = [], None
     for _ in range(128):
         size = message[at]
@@ -747,7 +759,8 @@ def dns_name(message, at):
 
 
 def dns_parse(message):
-    """The Answer in a DNS message (12 bytes or more). Raises ValueError, IndexError."""
+    """The Answer in a DNS message (12 bytes or more; RFC 1035 section 4). Raises ValueError,
+    IndexError."""
     flags, *counts = [int.from_bytes(message[i:i + 2], "big") for i in (2, 4, 6, 8)]
     at, parts = 12, []
     for _ in range(counts[0]):
@@ -768,7 +781,8 @@ def dns_parse(message):
 
 def dns_send(server, query, way):
     """The message (bytes) that a server (address, or address@port) sends to a query (bytes), by
-    UDP or TCP (way: a socket type). Raises OSError."""
+    UDP or TCP (way: a socket type; RFC 1035 section 4.2), with 2 seconds to connect and 2 for all
+    of it. Raises OSError."""
     import socket
     address, _, port = server.partition("@")
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, way) as sock:
@@ -789,10 +803,11 @@ def dns_send(server, query, way):
 
 
 def dns_ask(server, name, kind, flags=b"\x01\x20"):
-    """The Answer of a server (address, or address@port) to one question (RFC 1035, with EDNS).
+    """The Answer of a server (address, or address@port) to one question: the records of a kind
+    (int) of a name (RFC 1035 section 4.1.2, with EDNS, RFC 6891).
 
-    flags: RD and AD (RFC 6840 section 5.7). Raises ValueError if there is none after three tries of
-    2 seconds, OSError if no route.
+    flags: two bytes, by default RD and AD (RFC 6840 section 5.7). Raises ValueError if there is no
+    Answer after three tries, OSError if there is no route.
     """
     import socket
     labels = [label.encode() for label in name.split(".") if label]
@@ -827,8 +842,8 @@ def dns_resolver(config):
 
 
 def dns_resolve(config, name, kind, validated=True):
-    """The Answer of the resolver. Raises ValueError if there is none, or one not to be believed;
-    with validated=False the latter gives None."""
+    """The Answer of the resolver, as dns_ask(). Raises ValueError if there is none, or one that is
+    not to be believed (with validated=False None is returned then), OSError."""
     server = dns_resolver(config)
     answer = dns_ask(server, name, kind)
     near = config.dns_resolver or re.match(r"127\.|::1(@|\Z)", server)
@@ -844,7 +859,8 @@ def dns_resolve(config, name, kind, validated=True):
 
 
 def dns_follow(answer, name, kind):
-    """(owner, TTL, [data]) of the records of a kind in an Answer, behind its CNAMEs."""
+    """(owner, TTL, [data]) of the records of a kind (int) that an Answer has for a name, behind its
+    CNAMEs (RFC 1034 section 3.6.2). TTL: the largest (seconds), theirs too."""
     ttl, owner = 0, name.rstrip(".").lower()
     for _ in answer.records:
         for some, sort, seconds, data in answer.records:
@@ -903,9 +919,10 @@ def tlsa_base(config, name):
 
 
 def tlsa_compare(found, chains):
-    """(missing, stale): what TLSA records found (list of bytes) lack, as texts, and those that
-    match nothing. chains: {name: [DER of leaf, DER of issuer, ...]} which all must match one
-    record of each (usage, selector, matching type) that is used (RFC 7671 section 8)."""
+    """(missing, stale): what TLSA records found (list of bytes; RFC 6698 section 2.1) lack, as
+    texts, and those that match nothing. chains: {name: [DER of leaf, DER of issuer, ...]} which
+    all must match one record of each (usage, selector, matching type) that is used (RFC 7671
+    section 8). Raises ValueError."""
     import hashlib
     kinds = {record[:3] for record in found if len(record) > 3 and record[0] < 4
              and record[1] < 2 and record[2] < 3}
@@ -927,7 +944,7 @@ def tlsa_compare(found, chains):
 def look_at_dns(config, facts):
     """(problems, TTL, stale): what keeps the keys on disk from being published for all (list of
     str, [] if nothing does), the records' largest TTL (seconds, None if there is no telling),
-    records of other keys (list of str)."""
+    records of other keys (list of str). Raises OSError for what is on disk."""
     problems, ttls, stale, chains = [], [], [], {}
     for which in ["live", "staging"] if staged_pair(facts) else ["live"]:
         file = place(config, which, "crt")
@@ -962,7 +979,8 @@ def look_at_dns(config, facts):
 
 
 def look_at_services(config, facts):
-    """What is wrong (list of str) with the services that must use the live key by now."""
+    """What is wrong (list of str) with the services that must use the live key by now, each asked
+    for 20 seconds at most."""
     problems = []
     for service in config.served:
         where, _, protocol = service.partition("/")
@@ -1007,7 +1025,8 @@ class Run:
 
 
 def reconcile(run):
-    """Do what is due, one Step after the other. Returns the exit status."""
+    """Do what is due, one Step after the other. Returns the exit status.
+    Raises Problem, OSError."""
     for _ in range(50):
         facts, now = run.facts(), time.time()
         step = decide(run.config, facts, now)
@@ -1076,13 +1095,14 @@ def client_of(run):
 
 
 def account_of(run, url):
-    """The state's entry for the account with this URL: what it depends on."""
+    """The state's entry (dict) for the account with this URL (str): what it depends on."""
     return {"directory": run.config.directory_url, "thumbprint": run.client.key.thumbprint,
             "contact": run.config.contact, "url": url}
 
 
 def request(run, facts, which):
-    """Request the certificate of a key and install it; a failure is told and remembered."""
+    """Request the certificate of a key (which: live or staging; RFC 8555) and install it; a failure
+    is told and remembered. Raises OSError if it cannot be remembered."""
     config, file = run.config, place(run.config, which, "crt")
     old = read_state(config, time.time()).get("retry")
     key, crt = (facts.live_key, facts.live_crt) if which == "live" else facts[2:4]
@@ -1130,7 +1150,8 @@ def request(run, facts, which):
 
 
 def fail(retry, error):
-    """Note in retry (dict) when the next request may be made after this error."""
+    """Note in retry (dict, as in STATE) when the next request may be made after this error
+    (AcmeError, OSError)."""
     wait = getattr(error, "retry_after", None)
     # What broke on this machine (a full disk) did not bother the CA: one try more
     count = retry["count"] if isinstance(error, AcmeError) else retry["count"] - 1
@@ -1178,7 +1199,8 @@ def compare_clocks(run):
 
 
 def run_hook(config, facts, name):
-    """Run a hook, and note that it is done if it exits 0. Raises Problem otherwise."""
+    """Run a hook (its name in the config), and note that it is done if it exits 0. Raises Problem
+    otherwise, OSError if it cannot be started or noted."""
     import subprocess
     program = getattr(config, name.replace("-", "_"))
     env = {k: v for k, v in os.environ.items() if not k.startswith("STAGING_")}
@@ -1213,7 +1235,8 @@ def run_hook(config, facts, name):
 
 
 def conclude(run, facts, step, now):
-    """Tell what could not be done. Returns the exit status."""
+    """Tell what could not be done, or waits: step is a wait. Returns the exit status. Raises
+    OSError."""
     config, retry = run.config, facts.state.get("retry")
     if step.what == "request" and not run.failed:
         run.status = 1
@@ -1309,7 +1332,8 @@ def act(config, hooks, force):
 
 
 def show(config, hooks, force):
-    """Tell what cron or renew would do first, and why. Returns the exit status."""
+    """Tell what cron or renew would do first, and why. Returns the exit status. Raises Problem,
+    OSError."""
     step = decide(config, Run(config, hooks, force, 0).facts()._replace(served=[]), time.time())
     say("%s: %s" % (step.text, step.why) if step.verb != "wait" else
         "Nothing; next: %s, %s" % (step.why, utc(step.when)))
@@ -1317,7 +1341,8 @@ def show(config, hooks, force):
 
 
 def status(config):
-    """Tell what is there and what comes next. Returns 1 if something is overdue or failed."""
+    """Tell what is there and what comes next. Returns 1 if something is overdue or failed, else 0.
+    Raises Problem, OSError."""
     facts, now = Run(config, True, "", 0).facts(), time.time()
     facts = facts._replace(served=[], dns=["it was not seen in DNS yet"] if (
         config.tlsa and "seen" not in facts.state) else [])
