@@ -342,8 +342,8 @@ def read_crt(file):
     if data is None:
         return None
     try:
-        leaf = dict(reversed(pem(data.decode("ascii", "replace"))))["CERTIFICATE"]
-        crt = parse_certificate(leaf)
+        blocks = pem(data.decode("ascii", "replace"))
+        crt = parse_certificate(dict(reversed(blocks))["CERTIFICATE"])  # the first one, the leaf
         return Crt(tuple(crt.names), crt.not_before, crt.not_after, sha256(crt.spki), sha256(data))
     except (ValueError, KeyError):
         return Crt((), 0, 0, "", sha256(data))
@@ -408,13 +408,13 @@ def decide(config, facts, now):
             dated = since and facts.force != "renew" and facts.skew is None
             return step._replace(verb="clock") if dated and "clock" not in facts.asked else step
     unstage = unstage_step(config, facts, now)
+    unknown = facts.skew is None and (blocked or "clock" in facts.asked)
     for step in (key_step(config, facts, now),
                  unstage if not config.staging_hours or facts.force == "now" else Step("wait"),
                  hook_step(config, facts) if fits and facts.hooks else Step("wait"), unstage):
         # What starts or ends a time of waiting is not done by a clock that the CA finds wrong
         timed = facts.force != "now" and (step.verb in ("stage", "unstage", "publish") or (
             staged_pair(facts) and step.what in ("dns", "post-keychange")))
-        unknown = facts.skew is None and (blocked or "clock" in facts.asked)
         if step.verb == "wait" or timed and (wrong_clock(facts) or unknown and step.verb != "look"):
             continue
         return step._replace(verb="clock") if timed and facts.skew is None and not unknown else step
@@ -987,10 +987,8 @@ def look_at_services(config, facts):
         try:
             text = openssl("s_client", "-connect", where,
                            *(["-starttls", protocol] if protocol else []), seconds=20)
-            leaf = re.search(r"-----BEGIN CERT.*?-----END CERTIFICATE-----", text.decode(
-                "ascii", "replace"), re.S)
-            spki = sha256(parse_certificate(pem(leaf.group())[0][1]).spki) if leaf else ""
-            if spki != facts.live_key.spki:
+            leaf = parse_certificate(pem(text.decode("ascii", "replace"))[0][1])
+            if sha256(leaf.spki) != facts.live_key.spki:
                 problems.append("%s uses another key than the live one" % service)
         except (OSError, ValueError) as error:
             problems.append("%s cannot be reached: %s" % (service, reason(error)))
