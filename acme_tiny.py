@@ -196,14 +196,15 @@ def der_time(tag, body):
     section 4.1.2.5). Raises ValueError."""
     text = body.decode("ascii")
     text = text if tag != 0x17 else ("19" if text >= "50" else "20") + text
-    if len(text) == 15 and text[:14].isdigit() and text[14] == "Z":
-        last, month = int(text[:4]) - 1, int(text[4:6])
-        day, hour, minute, second = [int(text[i:i + 2]) for i in range(6, 14, 2)]
-        leaps = [year // 4 - year // 100 + year // 400 for year in (last, last + 1)]
-        months = (0, 31, 28 + leaps[1] - leaps[0], 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-        if last >= 0 and 1 <= month <= 12 and 1 <= day <= months[month] and (
+    match = re.match("([0-9]{4})" + 5 * "([0-9]{2})" + r"Z\Z", text)
+    if match:
+        year, month, day, hour, minute, second = map(int, match.groups())
+        # How many leap days there were before this year, and are with it; the length of each month
+        before, after = [last // 4 - last // 100 + last // 400 for last in (year - 1, year)]
+        months = (0, 31, 28 + after - before, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+        if year and 1 <= month <= 12 and 1 <= day <= months[month] and (
                 hour < 24 and minute < 60 and second < 60):
-            days = last * 365 + leaps[0] + sum(months[:month]) + day - 719163
+            days = (year - 1) * 365 + before + sum(months[:month]) + day - 719163  # since 1970
             return days * 86400 + hour * 3600 + minute * 60 + second
     raise ValueError("its dates are not as RFC 5280 says")
 
