@@ -400,24 +400,24 @@ def decide(config, facts, now):
         return Step("rename", "key", "Making '%s.key' live" % config.staging, "live.crt has it")
 
     blocked = blocked_until(config, facts, now)
+    can_ask = facts.skew is None and not blocked and "clock" not in facts.asked  # what time it is
     for which, some_key, some_crt in (("live", key, crt), ("staging", skey, scrt)):
         why, since = request_due(config, facts, some_key, some_crt, now)
         if why and not blocked and some_key.spki not in facts.asked:
             step = Step("request", which, "Obtaining certificate '%s' for %s" % (
                 getattr(config, which), ", ".join(config.domains)), why, since)
-            dated = since and facts.force != "renew" and facts.skew is None
-            return step._replace(verb="clock") if dated and "clock" not in facts.asked else step
+            dated = since and facts.force != "renew"
+            return step._replace(verb="clock") if dated and can_ask else step
     unstage = unstage_step(config, facts, now)
-    unknown = facts.skew is None and (blocked or "clock" in facts.asked)
     for step in (key_step(config, facts, now),
                  unstage if not config.staging_hours or facts.force == "now" else Step("wait"),
                  hook_step(config, facts) if fits and facts.hooks else Step("wait"), unstage):
         # What starts or ends a time of waiting is not done by a clock that the CA finds wrong
         timed = facts.force != "now" and (step.verb in ("stage", "unstage", "publish") or (
             staged_pair(facts) and step.what in ("dns", "post-keychange")))
-        if step.verb == "wait" or timed and (wrong_clock(facts) or unknown and step.verb != "look"):
-            continue
-        return step._replace(verb="clock") if timed and facts.skew is None and not unknown else step
+        unknown = facts.skew is None and not can_ask and step.verb != "look"
+        if step.verb != "wait" and not (timed and (unknown or wrong_clock(facts))):
+            return step._replace(verb="clock") if timed and can_ask else step
     return outlook(config, facts, now)
 
 
@@ -949,8 +949,9 @@ def look_at_dns(config, facts):
     for which in ["live", "staging"] if staged_pair(facts) else ["live"]:
         file = place(config, which, "crt")
         try:
-            chain = [data for _, data in pem((read_file(file) or b"").decode("ascii", "replace"))]
-            chains[getattr(config, which)] = [data for data in chain if parse_certificate(data)]
+            text = (read_file(file) or b"").decode("ascii", "replace")
+            # All must be certificates: what is none is a ValueError
+            chains[getattr(config, which)] = [crt for _, crt in pem(text) if parse_certificate(crt)]
         except ValueError as error:
             return ["%s: %s" % (file, error)], None, []
     for name in config.tlsa:
@@ -999,8 +1000,9 @@ def look_at_services(config, facts):
 
 
 class Run:
-    """What this run did so far, as far as it is not on disk: asked, force, hooks, skew as in
-    Facts; client: the Client for all its requests; failed: did one fail; status: exit status."""
+    """What this run did so far, as far as it is not on disk: asked, force, hooks, skew, dns, served
+    as in Facts; client: the Client for all its requests, or None; failed: did one fail; status: the
+    exit status (int); by_hand: is it no cron job; trouble: why the CA told no time (str)."""
 
     def __init__(self, config, hooks=False, force="", skew=None):
         self.config, self.hooks, self.force, self.skew = config, hooks, force, skew
