@@ -575,9 +575,8 @@ class Client:
                         raise
                     reply, order = None, dict(order, status="pending")
             order = self.poll(url, order, reply, busy, [])
-        why = problem_text(order.get("error") or "no reason given")
         require(order["status"] == "valid", "Order failed for %s: it is %s: %s", ", ".join(names),
-                order["status"], why)
+                order["status"], problem_text(order.get("error") or {}))
         reply = self.post("downloading the certificate", str(order.get("certificate")))
         text = check_chain(reply.body.decode("ascii", "replace"), spki, names, time.time())
         self.log("Certificate signed!")
@@ -589,7 +588,7 @@ class Client:
 
         Returns [(name, authorization URL)] of what the CA now validates.
         """
-        tasks, left = [], {name.lower() for name in names}
+        tasks, links, left = [], [], {name.lower() for name in names}
         for url in order["authorizations"]:
             reply = self.post("asking for an authorization", str(url))
             found = parse_json(reply, identifier=dict, status=str, challenges=list)
@@ -608,13 +607,13 @@ class Client:
             require(good and found["status"] == "pending",
                     "%s cannot be verified: its authorization is %s, and its %s challenge %s",
                     name, found["status"], solver.kind, fits[0] if fits else "is missing")
-            text = "%s.%s" % (token, self.key.thumbprint)
-            tasks.append((name, token, text, fits[0]["url"], url))
-        solver.present([task[:3] for task in tasks])
-        for name, _, _, challenge, _ in tasks:
+            tasks.append((name, token, "%s.%s" % (token, self.key.thumbprint)))
+            links.append((name, fits[0]["url"], url))
+        solver.present(tasks)
+        for name, challenge, _ in links:
             self.log("Verifying %s..." % name)
             self.post("asking the CA to verify %s" % name, challenge, {})
-        return [(name, url) for name, _, _, _, url in tasks]
+        return [(name, url) for name, _, url in links]
 
     def poll(self, url, order, reply, busy, todo):
         """The order (dict) once its status is not in busy (section 7.4), asked for when
