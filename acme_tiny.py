@@ -60,14 +60,15 @@ def __getattr__(name):  # LOGGER is made when it is asked for: a cron job need n
 
 def printable(text, limit=500):
     """text (any type) from outside as a str for a terminal: control characters, bidi controls and
-    surrogates escaped, cut after `limit` characters."""
+    surrogates escaped, cut after `limit` (int) characters."""
     text = str(text)
     cut = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:limit])[:limit]
     return cut if len(text) <= limit else cut + "..."
 
 
 def utc(seconds):
-    """Seconds since 1970 as 2026-11-23 06:32 UTC; what no calendar holds as its end, year 9999."""
+    """Seconds since 1970 (int or float) as a str such as 2026-11-23 06:32 UTC; what lies outside of
+    the years 1 to 9999 as the first or last minute of them."""
     known = max(-62135596800, min(seconds, 253402300799))
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(known))
 
@@ -78,8 +79,8 @@ def utc(seconds):
 def openssl(*args, stdin=b"", seconds=600):
     """Run openssl with args (str), give it stdin (bytes; None: ours), return its stdout (bytes).
 
-    Raises ToolError with its own words. Keys are named by path only; a key with a passphrase
-    fails, as there is no terminal to ask at.
+    Raises ToolError with its own words, or if it takes more seconds than given. Keys are named by
+    path only; a key with a passphrase fails, as there is no terminal to ask at.
     """
     import subprocess
     try:
@@ -94,13 +95,13 @@ def openssl(*args, stdin=b"", seconds=600):
 
 
 def b64(data):
-    """data (bytes) as base64url without padding (str), RFC 8555 section 6.1."""
-    text = binascii.b2a_base64(data, newline=False).decode()
-    return text.replace("+", "-").replace("/", "_").rstrip("=")
+    """data (bytes) as base64url without padding (str), RFC 7515 section 2."""
+    import base64
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def der(data):
-    """The DER items in data (bytes) as [(tag, body)]. Raises ValueError."""
+    """The DER items (X.690) in data (bytes) as [(tag, body)]: int, bytes. Raises ValueError."""
     items, start = [], 0
     while start < len(data):
         tag, size = data[start:start + 2]
@@ -116,7 +117,7 @@ def der(data):
 
 
 def inside(data):
-    """The DER items within the one item that data (bytes) is. Raises ValueError."""
+    """The DER items within the one item that data (bytes) is, as der(). Raises ValueError."""
     (_, body), = der(data)
     return der(body)
 
@@ -129,7 +130,8 @@ def tlv(tag, *parts):
 
 
 def pem(text):
-    """The PEM blocks in text as [(label, DER bytes)], one at least. Raises ValueError."""
+    """The PEM blocks (RFC 7468) in text (str) as [(label, DER bytes)], one at least.
+    Raises ValueError."""
     blocks = [(label, "".join(body.split())) for label, body in re.findall(
         r"-----BEGIN ([A-Z0-9 ]+)-----([A-Za-z0-9+/\s]+(?:=\s*){0,2})-----END \1-----", text)]
     if not blocks or len(blocks) != text.count("-----BEGIN") or any(len(b) % 4 for _, b in blocks):
@@ -139,8 +141,9 @@ def pem(text):
 
 # ---- Keys and certificates ----------------------------------------------------------------------
 
-RSA, EC = bytes.fromhex("2a864886f70d010101"), bytes.fromhex("2a8648ce3d0201")
-CURVES = {  # the algorithm in a public key (DER bytes) -> type, bits
+# The algorithm of a key, in PKCS#8 and in a public key alike (DER bytes; RFC 3279 section 2.3)
+RSA, EC = tlv(6, bytes.fromhex("2a864886f70d010101")) + tlv(5), bytes.fromhex("2a8648ce3d0201")
+CURVES = {  # the algorithm -> type, bits
     tlv(6, EC) + tlv(6, bytes.fromhex("2a8648ce3d030107")): ("ec-p256", 256),
     tlv(6, EC) + tlv(6, bytes.fromhex("2b81040022")): ("ec-p384", 384)}
 COMMON_NAME, SUBJECT_ALT_NAME = bytes.fromhex("550403"), bytes.fromhex("551d11")
@@ -148,41 +151,40 @@ EXTENSION_REQUEST = bytes.fromhex("2a864886f70d01090e")
 
 
 def public_key(text):
-    """The SubjectPublicKeyInfo (DER bytes) of a private key in PEM: PKCS#8, PKCS#1 or SEC 1.
+    """The SubjectPublicKeyInfo (DER bytes) of a private key in PEM (str).
 
-    Raises ValueError; what is none of these is left to openssl (ToolError).
+    Of PKCS#8 (RFC 5958) with an RSA key (RFC 8017) or one on a curve (RFC 5915) it is read here,
+    which is quicker; all else is left to openssl. Raises ValueError, ToolError.
     """
     if "ENCRYPTED" in text:
         raise ValueError("it needs a passphrase")
-    for label, data in pem(text) if "-----BEGIN" in text else ():
-        algorithm = {"RSA PRIVATE KEY": tlv(6, RSA) + tlv(5), "EC PRIVATE KEY": b""}.get(label)
-        if label == "PRIVATE KEY":
-            _, (_, algorithm), (_, data), *_ = inside(data)
-        if algorithm and algorithm.startswith(tlv(6, RSA)):
-            _, modulus, exponent, *_ = inside(data)
-            key = tlv(0x30, tlv(*modulus), tlv(*exponent))
-            return tlv(0x30, tlv(0x30, tlv(6, RSA), tlv(5)), tlv(3, b"\0", key))
-        if algorithm in CURVES or algorithm == b"":
-            items = dict(inside(data))
-            algorithm = algorithm or tlv(6, EC) + items.get(0xa0, b"")
-            if algorithm in CURVES and 0xa1 in items:
-                return tlv(0x30, tlv(0x30, algorithm), items[0xa1])
+    label, data = pem(text)[0] if "-----BEGIN" in text else ("", b"")
+    if label == "PRIVATE KEY":
+        _, (_, algorithm), (_, key), *_ = inside(data)
+        if algorithm == RSA:
+            _, modulus, exponent, *_ = inside(key)
+            public = tlv(0x30, tlv(*modulus), tlv(*exponent))
+            return tlv(0x30, tlv(0x30, algorithm), tlv(3, b"\0", public))
+        public = dict(inside(key)).get(0xa1) if algorithm in CURVES else None
+        if public:
+            return tlv(0x30, tlv(0x30, algorithm), public)
     return openssl("pkey", "-pubout", "-outform", "DER", stdin=text.encode())
 
 
 def key_kind(spki):
-    """(type, bits) of a SubjectPublicKeyInfo (DER bytes): ("rsa", 3072), ("ec-p256", 256), ...;
-    ("another", 0) for what is not supported. Raises ValueError."""
+    """(type, bits) of a SubjectPublicKeyInfo (DER bytes; RFC 5280 section 4.1.2.7): ("rsa", 3072),
+    ("ec-p256", 256), ...; ("another", 0) for what is not supported. Raises ValueError."""
     (_, algorithm), (_, key) = inside(spki)
-    if algorithm.startswith(tlv(6, RSA)):
+    if algorithm == RSA:
         (_, modulus), _ = inside(key[1:])
         return "rsa", int.from_bytes(modulus, "big").bit_length()
     return CURVES.get(algorithm, ("another", 0))
 
 
 def extension_names(extensions):
-    """The names (list of str) in the subjectAltName, critical or not, of Extensions (DER bytes);
-    what is no DNS name begins with its tag in brackets. Raises ValueError, IndexError."""
+    """The names (list of str) in the subjectAltName, critical or not, of Extensions (DER bytes;
+    RFC 5280 section 4.2.1.6); what is no DNS name begins with its tag in brackets. Raises
+    ValueError, IndexError."""
     return [name.decode("ascii", "backslashreplace").lower() if tag == 0x82
             else "[%d]%s" % (tag & 0x1f, name.hex())
             for _, item in inside(extensions) if der(item)[0][1] == SUBJECT_ALT_NAME
@@ -190,25 +192,27 @@ def extension_names(extensions):
 
 
 def der_time(tag, body):
-    """Seconds since 1970 (int) of a UTCTime or GeneralizedTime (RFC 5280, section 4.1.2.5).
-    Raises ValueError."""
+    """Seconds since 1970 (int) of a UTCTime or GeneralizedTime (tag: int, body: bytes; RFC 5280
+    section 4.1.2.5). Raises ValueError."""
     text = body.decode("ascii")
     text = text if tag != 0x17 else ("19" if text >= "50" else "20") + text
-    if len(text) == 15 and text[:14].isdigit() and text[14] == "Z":
-        last, month = int(text[:4]) - 1, int(text[4:6])
-        day, hour, minute, second = [int(text[i:i + 2]) for i in range(6, 14, 2)]
-        leaps = [year // 4 - year // 100 + year // 400 for year in (last, last + 1)]
-        months = (0, 31, 28 + leaps[1] - leaps[0], 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-        if last >= 0 and 1 <= month <= 12 and 1 <= day <= months[month] and (
+    match = re.match("([0-9]{4})" + 5 * "([0-9]{2})" + r"Z\Z", text)
+    if match:
+        year, month, day, hour, minute, second = map(int, match.groups())
+        # How many leap days there were before this year, and are with it; the length of each month
+        before, after = [last // 4 - last // 100 + last // 400 for last in (year - 1, year)]
+        months = (0, 31, 28 + after - before, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+        if year and 1 <= month <= 12 and 1 <= day <= months[month] and (
                 hour < 24 and minute < 60 and second < 60):
-            days = last * 365 + leaps[0] + sum(months[:month]) + day - 719163
+            days = (year - 1) * 365 + before + sum(months[:month]) + day - 719163  # since 1970
             return days * 86400 + hour * 3600 + minute * 60 + second
     raise ValueError("its dates are not as RFC 5280 says")
 
 
 def parse_certificate(data):
-    """What matters of a certificate in DER bytes (RFC 5280): names (list of str), not_before and
-    not_after (seconds since 1970), spki, issuer and subject (DER bytes). Raises ValueError."""
+    """What matters of a certificate in DER bytes (RFC 5280 section 4.1): names (list of str),
+    not_before and not_after (seconds since 1970), spki, issuer and subject (DER bytes). Raises
+    ValueError."""
     try:
         fields = der(inside(data)[0][1])
         issuer, validity, subject, spki, *rest = fields[3 if fields[0][0] == 0xa0 else 2:]
@@ -221,8 +225,8 @@ def parse_certificate(data):
 
 
 def parse_csr(data):
-    """(names, spki) of a PKCS#10 request in DER (RFC 2986): the common name's and the
-    subjectAltName's DNS names (list of str), DER bytes. Raises ValueError."""
+    """(names, spki) of a PKCS#10 request in DER bytes (RFC 2986 section 4): the common name's and
+    the subjectAltName's DNS names (list of str), its public key (DER bytes). Raises ValueError."""
     try:
         _, subject, spki, attributes = der(inside(data)[0][1])[:4]
         pairs = [der(pair) for _, rdn in der(subject[1]) for _, pair in der(rdn)]
@@ -236,12 +240,13 @@ def parse_csr(data):
 
 
 def check_chain(text, spki, names, now):
-    """The chain in text (PEM), written anew from its blocks, if it is what was asked for: it will
-    be installed as it is.
+    """The chain in text (PEM str, RFC 8555 section 9.1), written anew from its blocks, if it is
+    what was asked for: it will be installed as it is.
 
     spki: DER bytes of our public key; names: list of str; now: seconds since 1970.
     Raises AcmeError.
     """
+    import ssl
     try:
         blocks = pem(text)
         chain = [parse_certificate(data) for _, data in blocks]
@@ -258,15 +263,14 @@ def check_chain(text, spki, names, now):
             (any(one.issuer != above.subject for one, above in zip(chain, chain[1:])),
              "came with a chain in which one did not issue the one before")):
         require(not wrong, "the CA's certificate is not used: it %s", why)
-    return "".join("-----BEGIN CERTIFICATE-----\n%s-----END CERTIFICATE-----\n" % re.sub(
-        "(.{1,64})\n?", r"\1\n", binascii.b2a_base64(data).decode()) for _, data in blocks)
+    return "".join(ssl.DER_cert_to_PEM_cert(data) for _, data in blocks)
 
 
 class AccountKey:
     """An ACME account key in a PEM file: RSA of 2048 bits or more, P-256 or P-384.
 
     jwk (dict, RFC 7517), thumbprint (str, RFC 7638), alg (str, RFC 7518). The private key stays
-    in its file: openssl signs. Raises ToolError, AcmeError.
+    in its file: openssl signs. Raises ToolError, AcmeError, OSError.
     """
 
     def __init__(self, path):
@@ -294,7 +298,8 @@ class AccountKey:
         self.thumbprint = b64(hashlib.sha256(canonical.encode()).digest())
 
     def sign(self, data):
-        """The signature (bytes) of data (bytes) for a JWS: ECDSA as r and s (RFC 7518, 3.4)."""
+        """The signature (bytes) of data (bytes) for a JWS: ECDSA as r and s (RFC 7518 section 3.4).
+        Raises ToolError."""
         made = openssl("dgst", "-sha" + self.alg[2:], "-sign", self.path, stdin=data)
         if not self.size:
             return made
@@ -304,12 +309,12 @@ class AccountKey:
 # ---- https --------------------------------------------------------------------------------------
 
 
-class Reply(namedtuple("Reply", "status headers body")):
-    """What a server answered: status (int), headers (email.message.Message), body (bytes)."""
+# What a server answered: status (int), headers (email.message.Message), body (bytes)
+Reply = namedtuple("Reply", "status headers body")
 
 
 def opener_of(*handlers):
-    """A urllib opener that can do only what these handlers do: no ftp, no files."""
+    """A urllib opener that can do only what these handlers (urllib's) do: no ftp, no files."""
     from urllib.request import OpenerDirector
     opener = OpenerDirector()
     opener.lost = 0  # answers for which a request was sent once more
@@ -369,7 +374,7 @@ def https_opener(ca_bundle=None, proxy=None):
 
 
 def http_date(text):
-    """Seconds since 1970 of an HTTP-date (str), None if it is none."""
+    """Seconds since 1970 (int) of an HTTP-date (str; RFC 9110 section 5.6.7), or None."""
     from email.utils import mktime_tz, parsedate_tz
     try:
         return mktime_tz(parsedate_tz(text))
@@ -378,7 +383,8 @@ def http_date(text):
 
 
 def retry_after(headers):
-    """Seconds (int) that a Retry-After header (RFC 9110 section 10.2.3) asks for, or None."""
+    """Seconds (int) that Retry-After in the headers of a Reply (RFC 9110 section 10.2.3) asks for,
+    None if it is missing or makes no sense."""
     value = (headers.get("Retry-After") or "").strip()
     if re.match(r"[0-9]+\Z", value):
         return int(value[:4000])  # Python reads no longer ones
@@ -425,7 +431,8 @@ class Client:
     """One account at one ACME server (RFC 8555).
 
     url: the directory's; key: AccountKey; account: its URL if it is known; contact: list of URLs;
-    log: called with a text. Every method raises AcmeError for whatever the CA's answers cause.
+    log: called with a text. Every method raises AcmeError for whatever the CA's answers cause,
+    and ToolError if openssl cannot sign.
     skew: seconds that the CA's clock is ahead of ours, None before the first answer.
     """
 
@@ -436,7 +443,8 @@ class Client:
         self.nonce = self.skew = self.links = None
 
     def fetch(self, what, url, body=None, method=None):
-        """The CA's Reply to one request. what: for errors; body: bytes of a JWS, or None."""
+        """The CA's Reply to one request. what: what is being done (str), for errors; body: bytes of
+        a JWS, or None; method: HEAD, or None for GET without a body and POST with one."""
         from urllib.request import Request
         good = url.lower().startswith("https://")
         require(good, "%s: the CA names an address that is not https: %s", what, url)
@@ -464,7 +472,8 @@ class Client:
             retry_after(reply.headers) if reply.status in (429, 503) else None)
 
     def directory(self, name):
-        """The URL (str) of a resource in the directory (section 7.1.1), which is asked once."""
+        """The URL (str) of a resource (its name there) in the directory (section 7.1.1), which is
+        asked for once."""
         if self.links is None:
             self.log("Getting directory...")
             self.links = parse_json(self.fetch("getting the directory", self.url), newNonce=str,
@@ -473,7 +482,8 @@ class Client:
         return self.links[name]
 
     def post(self, what, url, payload=None):
-        """The Reply to a signed request (section 6.2); without payload POST-as-GET (6.3)."""
+        """The Reply to a signed request (section 6.2) with a payload (for JSON), without one
+        POST-as-GET (6.3). A refused nonce (6.5) costs another try. what: as in fetch()."""
         import json
         text = "" if payload is None else json.dumps(payload)
         lost = self.opener.lost
@@ -538,7 +548,8 @@ class Client:
 
     def obtain(self, names, csr, spki, solver):
         """The checked chain (PEM str) for names (list of str) and a CSR (DER bytes) whose public
-        key is spki (DER bytes), by the challenges that solver puts in place and removes."""
+        key is spki (DER bytes), by the challenges that solver (HttpFiles) puts in place and removes
+        (sections 7.4, 7.4.2)."""
         reply = self.new_order(names)
         order, url, todo = parse_json(reply, status=str), location(reply), []
         self.log("Order created!")
@@ -564,20 +575,20 @@ class Client:
                         raise
                     reply, order = None, dict(order, status="pending")
             order = self.poll(url, order, reply, busy, [])
-        why = problem_text(order.get("error") or "no reason given")
         require(order["status"] == "valid", "Order failed for %s: it is %s: %s", ", ".join(names),
-                order["status"], why)
+                order["status"], problem_text(order.get("error") or {}))
         reply = self.post("downloading the certificate", str(order.get("certificate")))
         text = check_chain(reply.body.decode("ascii", "replace"), spki, names, time.time())
         self.log("Certificate signed!")
         return text
 
     def authorize(self, names, order, solver):
-        """Have solver put every challenge in place, then answer all (sections 7.5, 8).
+        """Have solver put in place a challenge for each of the names (list of str) that the order
+        (dict) wants validated, then tell the CA of all (sections 7.5, 7.5.1, 8).
 
         Returns [(name, authorization URL)] of what the CA now validates.
         """
-        tasks, left = [], {name.lower() for name in names}
+        tasks, links, left = [], [], {name.lower() for name in names}
         for url in order["authorizations"]:
             reply = self.post("asking for an authorization", str(url))
             found = parse_json(reply, identifier=dict, status=str, challenges=list)
@@ -596,13 +607,13 @@ class Client:
             require(good and found["status"] == "pending",
                     "%s cannot be verified: its authorization is %s, and its %s challenge %s",
                     name, found["status"], solver.kind, fits[0] if fits else "is missing")
-            text = "%s.%s" % (token, self.key.thumbprint)
-            tasks.append((name, token, text, fits[0]["url"], url))
-        solver.present([task[:3] for task in tasks])
-        for name, _, _, challenge, _ in tasks:
+            tasks.append((name, token, "%s.%s" % (token, self.key.thumbprint)))
+            links.append((name, fits[0]["url"], url))
+        solver.present(tasks)
+        for name, challenge, _ in links:
             self.log("Verifying %s..." % name)
             self.post("asking the CA to verify %s" % name, challenge, {})
-        return [(name, url) for name, _, _, _, url in tasks]
+        return [(name, url) for name, _, url in links]
 
     def poll(self, url, order, reply, busy, todo):
         """The order (dict) once its status is not in busy (section 7.4), asked for when
@@ -648,7 +659,8 @@ class Client:
 
 
 def location(reply):
-    """The Location header (str) of a Reply. Raises AcmeError."""
+    """The Location header (str) of a Reply: the URL of an account or order (RFC 8555 sections 7.3,
+    7.4). Raises AcmeError."""
     require(reply.headers.get("Location"), "the CA's answer has no Location header")
     return reply.headers["Location"]
 
@@ -659,19 +671,20 @@ def location(reply):
 class HttpFiles:
     """Solves http-01 (RFC 8555 section 8.3) by files in a folder that a web server serves.
 
-    check(text): told what is wrong when a file cannot be fetched as the CA will, before the CA
-    is told (None: not tried); port: for that (int or str); note(paths): called with the files
-    before they are made; trouble(text): told of files that stay behind.
+    check: is each file fetched as the CA will, before the CA is told ("no"; "warn": trouble is
+    told what is wrong; "require": AcmeError); port: for that (int or str; None: 80); note(paths):
+    called with the files before they are made; trouble(text): told of files that stay behind, too.
     """
     kind = "http-01"
 
-    def __init__(self, folder, check=None, port=None, note=lambda paths: None,
+    def __init__(self, folder, check="no", port=None, note=lambda paths: None,
                  trouble=lambda text: None):
         self.folder, self.check, self.port, self.paths = folder, check, port, []
         self.note, self.trouble = note, trouble
 
     def present(self, tasks):
-        """Write the files for tasks: [(name, token, key authorization)]. Raises ToolError."""
+        """Write the files for tasks: [(name, token, key authorization)], and check them.
+        Raises ToolError, AcmeError."""
         self.paths = paths = [os.path.join(self.folder, token) for _, token, _ in tasks]
         self.note(list(paths))
         try:
@@ -686,14 +699,16 @@ class HttpFiles:
         except OSError as error:
             raise ToolError("cannot write the challenge file %s: %s" % (path, error.strerror))
         end, port = time.monotonic() + CHECK_SECONDS, ":%s" % self.port if self.port else ""
-        for path, (name, token, text) in zip(paths, tasks if self.check else ()):
+        for path, (name, token, text) in zip(paths, tasks if self.check != "no" else ()):
             url = "http://%s%s/.well-known/acme-challenge/%s" % (name, port, token)
             wrong = self_check(url, text, max(1, end - time.monotonic()))
             if wrong:
-                self.check("Wrote file to %s, but couldn't download %s: %s" % (path, url, wrong))
+                wrong = "Wrote file to %s, but couldn't download %s: %s" % (path, url, wrong)
+                require(self.check == "warn", "%s", wrong)
+                self.trouble(wrong)
 
     def remove(self):
-        """Remove the files; what cannot be removed is only told."""
+        """Remove the files; what cannot be removed is only told, and stays in .paths."""
         for path in list(self.paths):
             try:
                 if os.path.lexists(path):
@@ -704,8 +719,9 @@ class HttpFiles:
 
 
 def self_check(url, text, seconds):
-    """Fetch what must be text (str) from an http URL as a CA does: redirects followed without a
-    look at TLS certificates, no proxy. Returns "" or what is wrong (str) after so many seconds."""
+    """Fetch what must be text (str) from an http URL as a CA does (RFC 8555 section 8.3): redirects
+    followed without a look at TLS certificates, no proxy. Returns "", or what is wrong (str), after
+    so many seconds (float) and one more at the latest."""
     import socket, ssl, threading, urllib.request as web
     context, found = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ["no answer in %d seconds" % seconds]
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -753,7 +769,7 @@ def get_crt(account_key, csr, acme_dir, log=None, CA=DEFAULT_CA, disable_check=F
     names, spki = parse_csr(request)
     log.info("Found domains: %s" % ", ".join(names))
     url = CA + "/directory" if CA != DEFAULT_CA else directory_url
-    check = None if disable_check else lambda text: require(False, "%s", text)
+    check = "no" if disable_check else "require"
     solver = HttpFiles(acme_dir, check, check_port, trouble=log.info)
     return Client(url, key, contact=contact, log=log.info).obtain(names, request, spki, solver)
 

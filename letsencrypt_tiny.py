@@ -35,7 +35,7 @@ try:
     sys.path.append(os.path.dirname(os.path.realpath(__file__)))  # python3 -I leaves it out
     from acme_tiny import (DEFAULT_DIRECTORY_URL, EXTENSION_REQUEST, SUBJECT_ALT_NAME, AccountKey,
                            AcmeError, Client, HttpFiles, ToolError, key_kind, openssl,
-                           parse_certificate, pem, printable, public_key, require, tlv, utc)
+                           parse_certificate, pem, printable, public_key, tlv, utc)
 except ImportError:
     sys.exit("letsencrypt-tiny: copy acme_tiny.py beside this file, or use the single file")
 
@@ -87,12 +87,12 @@ def emit(fd, text):
 
 
 def say(text):
-    """Tell what is done on stdout."""
+    """Tell what is done (str) on stdout."""
     emit(1, text)
 
 
 def complain(file, text):
-    """Tell what is wrong with the line of this config file on stderr."""
+    """Tell what is wrong (str) with the line of this config file (path) on stderr."""
     emit(2, "letsencrypt-tiny: %s: %s" % (file, text))
 
 
@@ -106,8 +106,8 @@ def reason(error):
 
 
 def host_name(name):
-    """A host name as A-labels in lower case. Raises ValueError, also for a name on which IDNA
-    2003 (which Python has) and 2008 (which CAs ask for) differ."""
+    """A host name (str) as A-labels in lower case. Raises ValueError, also for a name on which IDNA
+    2003 (RFC 3490, which Python has) and 2008 (RFC 5891, which CAs ask for) differ."""
     if not name.isascii():
         import unicodedata
         from encodings import idna
@@ -125,7 +125,8 @@ def host_name(name):
 
 
 def host_names(text):
-    """A list of 1 to 100 host_name() without duplicates. Raises ValueError."""
+    """The words of a text as host_name(): a list of 1 to 100 str without duplicates.
+    Raises ValueError."""
     names = list(dict.fromkeys(map(host_name, text.split())))
     if not 0 < len(names) <= 100:
         raise ValueError("%d names" % len(names))
@@ -133,14 +134,15 @@ def host_names(text):
 
 
 def path(text):
-    """An absolute path without a trailing slash. Raises ValueError."""
+    """An absolute path (str) without a trailing slash. Raises ValueError."""
     if not text.startswith("/") or not text.isprintable():
         raise ValueError(text)
     return re.sub("/+", "/", text).rstrip("/") or "/"
 
 
 def matching(pattern, many=False):
-    """A reader of one word (str), or of many (list of str), that match a regular expression."""
+    """A reader of one word (str), or of many (list of str), that match a regular expression, in
+    which a group named port is a port. The reader raises ValueError."""
     def read(text):
         words = text.split()
         found = [re.match("(%s)\\Z" % pattern, word) for word in words]
@@ -167,7 +169,7 @@ def servers(text):
 
 
 def number(low, high, kind=float):
-    """A reader of a number of a kind (type) from low to high."""
+    """A reader of a number of a kind (type) from low to high. The reader raises ValueError."""
     def read(text):
         if not low <= kind(text) <= high:
             raise ValueError(text)
@@ -220,16 +222,15 @@ def read_ini(text):
             continue
         if key and indent > depth:
             found[key] += "\n" + words
-            continue
-        if re.match(r"\[[^]]*\]", words):
+        elif re.match(r"\[[^]]*\]", words):
             key = None
-            continue
-        match = re.match(r"([^=:\s]+)\s*[=:]\s*(.*)\Z", words)
-        if not match or match.group(1).lower() in found:
-            raise Problem("line %d: %s: %s" % (count, printable(words), "this key is given twice"
-                                               if match else "expected key = value"), 2)
-        key, depth = match.group(1).lower(), indent
-        found[key] = match.group(2)
+        else:
+            match = re.match(r"([^=:\s]+)\s*[=:]\s*(.*)\Z", words)
+            if not match or match.group(1).lower() in found:
+                raise Problem("line %d: %s: %s" % (count, printable(words), "this key is given "
+                                                   "twice" if match else "expected key = value"), 2)
+            key, depth = match.group(1).lower(), indent
+            found[key] = match.group(2)
     return found
 
 
@@ -267,7 +268,8 @@ def read_config(file):
 
 
 def place(config, which, ext):
-    """The path of a file of the line: which is live or staging, ext its extension."""
+    """The path of a file of the line. which: "live" or "staging"; ext: "key", "crt", "state",
+    "lock" or "tmp"."""
     folder = {"key": config.keys, "lock": config.keys, "tmp": config.backups}.get(ext, config.certs)
     return os.path.join(folder, "%s.%s" % (getattr(config, which), ext))
 
@@ -292,8 +294,8 @@ def check_owner(file):
 Key = namedtuple("Key", "spki kind bits made")  # spki: SHA-256 (hex); made: the file's time
 Crt = namedtuple("Crt", "names not_before not_after spki sha256")  # spki: its leaf's, "" if bad
 # state: as read_state(); asked: what is done once a run (SPKI digests of requests, "stage"); force:
-# what is done though it is not due (renew, new-key); hooks: may they run; skew: seconds that the
-# CA's clock is ahead, None while unknown
+# what is done though it is not due (init, renew, new-key, now); hooks: may they run; skew: seconds
+# that the CA's clock is ahead, None while unknown
 # dns, served: the problems that look_at_dns() and look_at_services() found (list of str), or None
 Facts = namedtuple("Facts", "live_key live_crt staging_key staging_crt state asked force hooks "
                             "skew dns served", defaults=((), "", True, 0, None, None))
@@ -321,32 +323,36 @@ def read_file(file):
 
 
 def read_key(file):
-    """The Key in a PEM file, None if there is none. Raises Problem for what is no key."""
+    """The Key in a PEM file, None if there is none. Raises Problem for what is no key, OSError."""
     data = read_file(file)
+    if data is None:
+        return None
     try:
-        spki = data and public_key(data.decode("ascii", "replace"))
-        return data if data is None else Key(sha256(spki), *key_kind(spki), os.stat(file).st_mtime)
-    except (ValueError, IndexError, TypeError, ToolError) as error:
+        spki = public_key(data.decode("ascii", "replace"))
+        return Key(sha256(spki), *key_kind(spki), os.stat(file).st_mtime)
+    except (ValueError, ToolError) as error:
         raise Problem("%s is no private key that can be used (%s): restore it from the backups" % (
             file, error))
 
 
 def read_crt(file):
-    """The Crt in a PEM file, None if there is none; one that is no certificate fits no key."""
+    """The Crt in a PEM file, None if there is none; one that is no certificate fits no key.
+    Raises OSError."""
     data = read_file(file)
     if data is None:
         return None
     try:
-        leaf = dict(reversed(pem(data.decode("ascii", "replace"))))["CERTIFICATE"]
-        crt = parse_certificate(leaf)
+        blocks = pem(data.decode("ascii", "replace"))
+        crt = parse_certificate(dict(reversed(blocks))["CERTIFICATE"])  # the first one, the leaf
         return Crt(tuple(crt.names), crt.not_before, crt.not_after, sha256(crt.spki), sha256(data))
     except (ValueError, KeyError):
         return Crt((), 0, 0, "", sha256(data))
 
 
 def read_state(config, now):
-    """What is known of the past (dict like STATE); whatever is lost, strange or from the future is
-    left out, which at worst makes hooks run once more and clocks start anew."""
+    """What is known of the past (dict like STATE). Whatever is lost, strange or, at now (seconds
+    since 1970), from the future is left out, which at worst makes hooks run once more and clocks
+    start anew."""
     def like(value, shape):
         if isinstance(shape, dict) and isinstance(value, dict):
             return all(like(value.get(name), shape[name]) for name in shape)
@@ -359,13 +365,13 @@ def read_state(config, now):
     except (OSError, ValueError, TypeError, RecursionError):
         found = {}
     state = {name: found[name] for name in STATE if like(found.get(name), STATE[name])}
-    server = state.get("retry", {}).get("server")
-    latest = {"published": 0, "seen": CLOCK_SECONDS, "told": 0,
-              "retry": RETRY_AFTER_SECONDS if server else DAY}
-    for name in set(latest) & set(state):
-        value = state[name]["after"] if name == "retry" else state[name]
-        if not 0 <= value <= now + latest[name] or name == "retry" and state[name]["count"] < 1:
+    for name, ahead in ("published", 0), ("seen", CLOCK_SECONDS), ("told", 0):
+        if name in state and not 0 <= state[name] <= now + ahead:
             del state[name]
+    retry = state.get("retry")
+    if retry and not (retry["count"] > 0 and 0 <= retry["after"] <= now + (
+            RETRY_AFTER_SECONDS if retry["server"] else DAY)):
+        del state["retry"]
     if not all(re.match(r"[A-Za-z0-9_-]+\Z", os.path.basename(file)) and os.path.dirname(
             file) == config.challenge_dir for file in state.get("challenges", ())):  # to be removed
         del state["challenges"]
@@ -394,49 +400,45 @@ def decide(config, facts, now):
         return Step("rename", "key", "Making '%s.key' live" % config.staging, "live.crt has it")
 
     blocked = blocked_until(config, facts, now)
+    can_ask = facts.skew is None and not blocked and "clock" not in facts.asked  # what time it is
     for which, some_key, some_crt in (("live", key, crt), ("staging", skey, scrt)):
         why, since = request_due(config, facts, some_key, some_crt, now)
         if why and not blocked and some_key.spki not in facts.asked:
             step = Step("request", which, "Obtaining certificate '%s' for %s" % (
                 getattr(config, which), ", ".join(config.domains)), why, since)
-            dated = since and facts.force != "renew" and facts.skew is None
-            return step._replace(verb="clock") if dated and "clock" not in facts.asked else step
+            dated = since and facts.force != "renew"
+            return step._replace(verb="clock") if dated and can_ask else step
     unstage = unstage_step(config, facts, now)
     for step in (key_step(config, facts, now),
-                 unstage if not config.staging_hours or facts.force == "now" else None,
-                 hook_step(config, facts) if fits and facts.hooks else None, unstage):
+                 unstage if not config.staging_hours or facts.force == "now" else Step("wait"),
+                 hook_step(config, facts) if fits and facts.hooks else Step("wait"), unstage):
         # What starts or ends a time of waiting is not done by a clock that the CA finds wrong
-        timed = step and facts.force != "now" and (
-            step.verb in ("stage", "unstage", "publish") or staged_pair(facts)
-            and step.what in ("dns", "post-keychange"))
-        unknown = facts.skew is None and (blocked or "clock" in facts.asked)
-        if step is None or step.verb == "wait" or timed and (
-                wrong_clock(facts) or unknown and step.verb != "look"):
-            continue
-        return step._replace(verb="clock") if timed and facts.skew is None and not unknown else step
+        timed = facts.force != "now" and (step.verb in ("stage", "unstage", "publish") or (
+            staged_pair(facts) and step.what in ("dns", "post-keychange")))
+        unknown = facts.skew is None and not can_ask and step.verb != "look"
+        if step.verb != "wait" and not (timed and (unknown or wrong_clock(facts))):
+            return step._replace(verb="clock") if timed and can_ask else step
     return outlook(config, facts, now)
 
 
 def hook_step(config, facts):
-    """The Step that a hook is owed, None if there is none."""
-    for hook in hooks_owed(config, facts):
-        step = Step("hook", hook, "Running %s" % hook, "it is owed")
-        if hook == "post-certchange":
-            return step
-        if staged_pair(facts) and config.tlsa and "ttl" not in facts.state:
-            # How long may caches hold what is there now?
-            return None if facts.dns is not None else Step(
-                "look", "dns", "Looking at DNS", "which TTL have its records?")
-        known = facts.state.get("keychange", [] if facts.force == "init" else [""])
-        if not config.served or set(known) <= {*keys_of(facts), None}:
-            return step
-        if facts.served is None:  # else the key that a service uses could leave DNS
-            return Step("look", "served", "Looking at the services", "a key leaves DNS")
-        if not facts.served:
-            return step
-        if config.post_certchange and "post-certchange" not in facts.asked:
-            return Step("hook", "post-certchange", "Running post-certchange again", facts.served[0])
-    return None
+    """The Step that a hook is owed, or a wait."""
+    owed = hooks_owed(config, facts)
+    step = Step("hook", owed[0], "Running %s" % owed[0], "it is owed") if owed else Step("wait")
+    if not owed or owed[0] == "post-certchange":
+        return step
+    if staged_pair(facts) and config.tlsa and "ttl" not in facts.state:
+        # How long may caches hold what is there now?
+        return Step("look" if facts.dns is None else "wait", "dns", "Looking at DNS",
+                    "which TTL have its records?")
+    known = facts.state.get("keychange", [] if facts.force == "init" else [""])
+    if not config.served or facts.served == [] or set(known) <= {*keys_of(facts), None}:
+        return step
+    if facts.served is None:  # else the key that a service uses could leave DNS
+        return Step("look", "served", "Looking at the services", "a key leaves DNS")
+    if config.post_certchange and "post-certchange" not in facts.asked:
+        return Step("hook", "post-certchange", "Running post-certchange again", facts.served[0])
+    return Step("wait")
 
 
 def wrong_clock(facts):
@@ -445,7 +447,8 @@ def wrong_clock(facts):
 
 
 def request_due(config, facts, key, crt, now):
-    """(why, since when) a certificate for the key must be requested, ("", 0) if not."""
+    """(why, since when) a certificate for the key must be requested: str and seconds since 1970,
+    ("", 0) if it need not."""
     if key is None:
         return "", 0
     if crt is None or crt.spki != key.spki:
@@ -459,7 +462,7 @@ def request_due(config, facts, key, crt, now):
 
 
 def renewal_time(config, crt):
-    """When (seconds since 1970) a certificate is to be renewed: a third of its life before it
+    """When (seconds since 1970) a certificate (Crt) is to be renewed: a third of its life before it
     ends, half if it lives less than 10 days; the configured days, but at most half its life."""
     life = crt.not_after - crt.not_before
     ahead = life / 2 if life < 10 * DAY else life / 3
@@ -482,7 +485,7 @@ def key_step(config, facts, now):
     if why and not facts.staging_key and "stage" not in facts.asked:
         return Step("stage", "", "Making a new private key '%s' (%s)" % (
             config.staging, config.key_type), why, due)
-    return Step("wait", "", "", "a new key is made", due)
+    return Step("wait", why="a new key is made", when=due)
 
 
 def old_time(config, facts):
@@ -497,7 +500,8 @@ def staged_pair(facts):
 
 
 def keys_of(facts):
-    """The digests [live, staging or None] that DNS must hold; a key counts once certified."""
+    """The digests [live, staging or None] that DNS must hold (RFC 7671 section 8.1: of both keys);
+    a key counts once certified."""
     return [facts.live_key.spki, facts.staging_key.spki if staged_pair(facts) else None]
 
 
@@ -514,9 +518,10 @@ def hooks_owed(config, facts):
 
 def unstage_step(config, facts, now):
     """The Step that brings a staged pair nearer to being live, or the wait for it."""
-    since, name = facts.state.get("published"), config.staging
     if not staged_pair(facts):
         return Step("wait")
+    since, name = facts.state.get("published"), config.staging
+    unseen = Step("wait", "dns", "", "'%s' waits: %s" % (name, "; ".join(facts.dns or ())), now)
     seen = facts.state.get("seen", now) if config.tlsa else 0
     due = max(seen, since or 0) + max(config.staging_hours * HOUR, 2 * facts.state.get("ttl", 0))
     if facts.force == "now" and now < facts.staging_crt.not_after:
@@ -524,25 +529,25 @@ def unstage_step(config, facts, now):
             name, " (until the old TLSA records are out of all caches, who has them refuses it)"
             if now < due or config.staging_hours and not (seen or since) else ""), "asked for", now)
     if request_due(config, facts, facts.staging_key, facts.staging_crt, now)[0]:
-        return Step("wait", "", "", "'%s' waits for its certificate" % name, now)
+        return Step("wait", why="'%s' waits for its certificate" % name, when=now)
     if facts.dns and "ttl" not in facts.state:
-        return Step("wait", "dns", "", "'%s' waits: %s" % (name, "; ".join(facts.dns)), now)
+        return unseen
     if config.post_keychange and config.staging_hours and (
             since is None or facts.state.get("keychange") != keys_of(facts)):
-        return Step("wait", "", "", "'%s' waits for post-keychange (-k)" % name, now)
+        return Step("wait", why="'%s' waits for post-keychange (-k)" % name, when=now)
     if config.staging_hours and since is None and not config.tlsa:
         return Step("publish", "", "Starting the staging time of '%s'" % name, "its pair is there")
     if config.tlsa and facts.dns is None:
         return Step("look", "dns", "Looking at DNS", "'%s' is staged" % name)
     if config.tlsa and facts.dns:
-        again = config.post_keychange and facts.hooks and "post-keychange" not in facts.asked
-        why = "'%s' waits: %s" % (name, "; ".join(facts.dns))
-        return (Step("hook", "post-keychange", "Running post-keychange again", why, since or now)
-                if again else Step("wait", "dns", "", why, now))
+        if config.post_keychange and facts.hooks and "post-keychange" not in facts.asked:
+            return Step("hook", "post-keychange", "Running post-keychange again", unseen.why,
+                        since or now)
+        return unseen
     if config.standby == "yes" and now < old_time(config, facts):
-        return Step("wait", "", "", "'%s' stands by to go live" % name, old_time(config, facts))
+        return Step("wait", why="'%s' stands by to go live" % name, when=old_time(config, facts))
     if now + min(0, (facts.skew or 0) + 2) < due:  # the CA tells seconds only
-        return Step("wait", "dns" if config.tlsa else "", "", "'%s' goes live" % name, due)
+        return Step("wait", "dns" if config.tlsa else "", why="'%s' goes live" % name, when=due)
     return Step("unstage", "", "Making '%s' live" % name, "the staging time is over", due)
 
 
@@ -561,13 +566,13 @@ def outlook(config, facts, now):
                             ("staging", facts.staging_key, facts.staging_crt)):
         why, _ = request_due(config, facts, key, crt, now)
         if why:
-            return Step("wait", "request", "", "certificate '%s' is due (%s)" % (
-                getattr(config, which), why), blocked_until(config, facts, now) or now)
+            return Step("wait", "request", why="certificate '%s' is due (%s)" % (
+                getattr(config, which), why), when=blocked_until(config, facts, now) or now)
         if key:
             coming.append((renewal_time(config, crt), "'%s' is renewed" % getattr(config, which)))
     step = (unstage_step if facts.staging_key else key_step)(config, facts, now)
     when, why = min(coming + [(step.when, step.why)])
-    return Step("wait", "", "", why, when)
+    return Step("wait", why=why, when=when)
 
 
 # ---- Files: the only code that writes -----------------------------------------------------------
@@ -606,7 +611,7 @@ def write_file(file, data, mode=0o600, like=None, temp=None):
 
 
 def back_up(config, file):
-    """Keep the file in the backups, by a hard link where possible. Raises OSError."""
+    """Keep the file (path) in the backups, by a hard link where possible. Raises OSError."""
     name = "%s.%s" % (os.path.basename(file), time.strftime("%Y%m%d-%H%M%S", time.gmtime()))
     target, count = os.path.join(config.backups, name), 0
     while os.path.lexists(target):
@@ -631,7 +636,8 @@ def update_state(config, **changes):
 
 
 def rename(config, *exts):
-    """Give staged files the live names; what has them goes to the backups first. Raises OSError."""
+    """Give the staged files with these extensions the live names; what has them goes to the backups
+    first. Raises OSError."""
     for ext in exts:
         if os.path.exists(place(config, "live", ext)):
             back_up(config, place(config, "live", ext))
@@ -649,7 +655,8 @@ def rename(config, *exts):
 
 
 def drop(config, ext):
-    """Remove a staged file; a certificate goes to the backups. Raises OSError."""
+    """Remove the staged file with this extension; a certificate goes to the backups first.
+    Raises OSError."""
     file = place(config, "staging", ext)
     if ext == "crt":
         back_up(config, file)
@@ -658,7 +665,7 @@ def drop(config, ext):
 
 
 def make_folder(folder, mode):
-    """Make a folder and those above it. Raises OSError."""
+    """Make a folder (path) of this mode (int), and those above it. Raises OSError."""
     if not os.path.isdir(folder):
         make_folder(os.path.dirname(folder), 0o755)
         say("Making folder %s" % folder)
@@ -671,16 +678,16 @@ def make_folder(folder, mode):
 
 
 def make_key(file, kind, bits=None, like=None):
-    """Write a new private key (PKCS#8 PEM), 0600 from the first byte. Raises OSError."""
-    size = "rsa_keygen_bits:%d" % (bits or 3072) if kind == "rsa" else (
-        "ec_paramgen_curve:P-" + kind[4:])
-    write_file(file, openssl("genpkey", "-algorithm", "RSA" if kind == "rsa" else "EC", "-pkeyopt",
-                             size), like=like)
+    """Write a new private key (PKCS#8 PEM), 0600 from the first byte. kind: rsa, ec-p256 or
+    ec-p384; bits: of an RSA key, else 3072; like: as in write_file(). Raises OSError."""
+    algorithm, size = ("RSA", "rsa_keygen_bits:%d" % (bits or 3072)) if kind == "rsa" else (
+        "EC", "ec_paramgen_curve:P-" + kind[4:])
+    write_file(file, openssl("genpkey", "-algorithm", algorithm, "-pkeyopt", size), like=like)
 
 
 def lock(file, flags=fcntl.LOCK_EX | fcntl.LOCK_NB):
-    """A descriptor that holds the lock of a file or folder until it is closed. Raises Problem
-    (status 75), OSError."""
+    """A descriptor that holds the lock of a file or folder (path) until it is closed. flags: as in
+    flock(2). Raises Problem (status 75), OSError."""
     folder = os.path.isdir(file)
     fd = os.open(file, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
@@ -692,7 +699,7 @@ def lock(file, flags=fcntl.LOCK_EX | fcntl.LOCK_NB):
 
 
 def make_account_key(config):
-    """Make the account key unless it is there. Raises Problem, OSError."""
+    """Make the account key (P-256) unless it is there. Raises OSError."""
     fd = lock(os.path.dirname(config.account_key), fcntl.LOCK_EX)  # lines may share this key
     try:
         if not os.path.lexists(config.account_key):
@@ -703,7 +710,8 @@ def make_account_key(config):
 
 
 def clean_up(config):
-    """Remove what a killed run left: temporary and challenge files; tighten keys of 2017."""
+    """Remove what a killed run left: temporary and challenge files; tighten keys of 2017.
+    Raises OSError."""
     left = read_state(config, time.time()).get("challenges", [])
     keys = [place(config, "live", "key"), place(config, "staging", "key"), config.account_key]
     temps = [file + ".tmp" for file in keys + [place(config, which, ext) for which in (
@@ -734,7 +742,8 @@ Answer = namedtuple("Answer", "code authentic authoritative records authority")
 
 
 def dns_name(message, at):
-    """(name, offset behind it) of a name in a DNS message (RFC 1035 section 4.1.4)."""
+    """(name, offset behind it) of the name (str) at an offset (int) in a DNS message (bytes; RFC
+    1035 section 4.1.4). Raises ValueError, IndexError."""
     labels, end = [], None
     for _ in range(128):
         size = message[at]
@@ -750,7 +759,8 @@ def dns_name(message, at):
 
 
 def dns_parse(message):
-    """The Answer in a DNS message (12 bytes or more). Raises ValueError, IndexError."""
+    """The Answer in a DNS message (12 bytes or more; RFC 1035 section 4). Raises ValueError,
+    IndexError."""
     flags, *counts = [int.from_bytes(message[i:i + 2], "big") for i in (2, 4, 6, 8)]
     at, parts = 12, []
     for _ in range(counts[0]):
@@ -762,9 +772,7 @@ def dns_parse(message):
             kind, ttl, size = [int.from_bytes(message[at + i:at + j], "big")
                                for i, j in ((0, 2), (4, 8), (8, 10))]
             at += 10 + size
-            data = message[at - size:at]
-            if kind in (NS, CNAME):
-                data = dns_name(message, at - size)[0]
+            data = dns_name(message, at - size)[0] if kind in (NS, CNAME) else message[at - size:at]
             parts[-1].append((owner, kind, ttl, data))
     if at > len(message):
         raise ValueError("a DNS answer is cut short")
@@ -773,7 +781,8 @@ def dns_parse(message):
 
 def dns_send(server, query, way):
     """The message (bytes) that a server (address, or address@port) sends to a query (bytes), by
-    UDP or TCP (way: a socket type). Raises OSError."""
+    UDP or TCP (way: a socket type; RFC 1035 section 4.2), with 2 seconds to connect and 2 for all
+    of it. Raises OSError."""
     import socket
     address, _, port = server.partition("@")
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, way) as sock:
@@ -794,10 +803,11 @@ def dns_send(server, query, way):
 
 
 def dns_ask(server, name, kind, flags=b"\x01\x20"):
-    """The Answer of a server (address, or address@port) to one question (RFC 1035, with EDNS).
+    """The Answer of a server (address, or address@port) to one question: the records of a kind
+    (int) of a name (RFC 1035 section 4.1.2, with EDNS, RFC 6891).
 
-    flags: RD and AD (RFC 6840 section 5.7). Raises ValueError if there is none after three tries of
-    2 seconds, OSError if no route.
+    flags: two bytes, by default RD and AD (RFC 6840 section 5.7). Raises ValueError if there is no
+    Answer after three tries, OSError if there is no route.
     """
     import socket
     labels = [label.encode() for label in name.split(".") if label]
@@ -832,8 +842,8 @@ def dns_resolver(config):
 
 
 def dns_resolve(config, name, kind, validated=True):
-    """The Answer of the resolver. Raises ValueError if there is none, or one not to be believed;
-    with validated=False the latter gives None."""
+    """The Answer of the resolver, as dns_ask(). Raises ValueError if there is none, or one that is
+    not to be believed (with validated=False None is returned then), OSError."""
     server = dns_resolver(config)
     answer = dns_ask(server, name, kind)
     near = config.dns_resolver or re.match(r"127\.|::1(@|\Z)", server)
@@ -849,7 +859,8 @@ def dns_resolve(config, name, kind, validated=True):
 
 
 def dns_follow(answer, name, kind):
-    """(owner, TTL, [data]) of the records of a kind in an Answer, behind its CNAMEs."""
+    """(owner, TTL, [data]) of the records of a kind (int) that an Answer has for a name, behind its
+    CNAMEs (RFC 1034 section 3.6.2). TTL: the largest (seconds), theirs too."""
     ttl, owner = 0, name.rstrip(".").lower()
     for _ in answer.records:
         for some, sort, seconds, data in answer.records:
@@ -861,12 +872,21 @@ def dns_follow(answer, name, kind):
 
 
 def dns_own(config, owner):
-    """[(address, owner, Answer or its error)]: what each of the zone's own servers has for TLSA
-    records of the owner. Raises ValueError, OSError if they are not found."""
+    """[(server, owner, Answer or its error)]: what each of the zone's own servers has for TLSA
+    records of the owner (or of its alias). Raises ValueError, OSError if they are not found."""
     import errno, socket
+    no_route = errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT
 
     def find(name, kind):  # RD and CD: not validated, for a hook may have to mend the zone
         return dns_ask(dns_resolver(config), name, kind, b"\x01\x10")
+
+    def ask(address):
+        try:
+            answer = dns_ask(address, owner, TLSA, b"\0\0")
+            return answer if answer.authoritative else ValueError(
+                "%s is no server of its zone" % address)
+        except (ValueError, OSError) as error:
+            return error
 
     servers = {server: [server] for server in config.dns_servers or ()}
     if not servers:
@@ -881,20 +901,10 @@ def dns_own(config, owner):
         raise ValueError("its zone's own servers are not found: set dns-servers")
     found = []
     for name, addresses in servers.items():
-        error, rows = ValueError("%s has no address" % name), []
-        for address in addresses:
-            try:
-                answer = dns_ask(address, owner, TLSA, b"\0\0")
-                if not answer.authoritative:
-                    answer = ValueError("%s is no server of its zone" % address)
-            except (ValueError, OSError) as failure:
-                answer = failure
-            if getattr(answer, "errno", None) in (
-                    errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                error = answer  # no route, as to IPv6 from a machine without
-            else:
-                rows.append((address, owner, answer))
-        found += rows or [(name, owner, error)]
+        rows = [(address, owner, ask(address)) for address in addresses]
+        # No route, as to IPv6 from a machine without, matters only if there is none to any address
+        routed = [row for row in rows if getattr(row[2], "errno", None) not in no_route]
+        found += routed or rows[-1:] or [(name, owner, ValueError("%s has no address" % name))]
     return found
 
 
@@ -909,9 +919,10 @@ def tlsa_base(config, name):
 
 
 def tlsa_compare(found, chains):
-    """(missing, stale): what TLSA records found (list of bytes) lack, as texts, and those that
-    match nothing. chains: {name: [DER of leaf, DER of issuer, ...]} which all must match one
-    record of each (usage, selector, matching type) that is used (RFC 7671 section 8)."""
+    """(missing, stale): what TLSA records found (list of bytes; RFC 6698 section 2.1) lack, as
+    texts, and those that match nothing. chains: {name: [DER of leaf, DER of issuer, ...]} which
+    all must match one record of each (usage, selector, matching type) that is used (RFC 7671
+    section 8). Raises ValueError."""
     import hashlib
     kinds = {record[:3] for record in found if len(record) > 3 and record[0] < 4
              and record[1] < 2 and record[2] < 3}
@@ -933,13 +944,14 @@ def tlsa_compare(found, chains):
 def look_at_dns(config, facts):
     """(problems, TTL, stale): what keeps the keys on disk from being published for all (list of
     str, [] if nothing does), the records' largest TTL (seconds, None if there is no telling),
-    records of other keys (list of str)."""
+    records of other keys (list of str). Raises OSError for what is on disk."""
     problems, ttls, stale, chains = [], [], [], {}
     for which in ["live", "staging"] if staged_pair(facts) else ["live"]:
         file = place(config, which, "crt")
         try:
-            chain = [data for _, data in pem((read_file(file) or b"").decode("ascii", "replace"))]
-            chains[getattr(config, which)] = [data for data in chain if parse_certificate(data)]
+            text = (read_file(file) or b"").decode("ascii", "replace")
+            # All must be certificates: what is none is a ValueError
+            chains[getattr(config, which)] = [crt for _, crt in pem(text) if parse_certificate(crt)]
         except ValueError as error:
             return ["%s: %s" % (file, error)], None, []
     for name in config.tlsa:
@@ -947,11 +959,11 @@ def look_at_dns(config, facts):
         try:
             base = tlsa_base(config, name)
             answers = [("the resolver", base, dns_resolve(config, base, TLSA))]
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, ValueError) as error:
             problems.append("%s: %s" % (name, reason(error)))
         try:
             own = dns_own(config, dns_follow(answers[0][2], base, TLSA)[0] if answers else base)
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, ValueError) as error:
             problems.append("%s: %s" % (name, reason(error)))
         problems += ["%s: %s" % (row[1], reason(row[2])) for row in own
                      if isinstance(row[2], Exception)]
@@ -968,17 +980,16 @@ def look_at_dns(config, facts):
 
 
 def look_at_services(config, facts):
-    """What is wrong (list of str) with the services that must use the live key by now."""
+    """What is wrong (list of str) with the services that must use the live key by now, each asked
+    for 20 seconds at most."""
     problems = []
     for service in config.served:
         where, _, protocol = service.partition("/")
         try:
             text = openssl("s_client", "-connect", where,
                            *(["-starttls", protocol] if protocol else []), seconds=20)
-            leaf = re.search(r"-----BEGIN CERT.*?-----END CERTIFICATE-----", text.decode(
-                "ascii", "replace"), re.S)
-            spki = sha256(parse_certificate(pem(leaf.group())[0][1]).spki) if leaf else ""
-            if spki != facts.live_key.spki:
+            leaf = parse_certificate(pem(text.decode("ascii", "replace"))[0][1])
+            if sha256(leaf.spki) != facts.live_key.spki:
                 problems.append("%s uses another key than the live one" % service)
         except (OSError, ValueError) as error:
             problems.append("%s cannot be reached: %s" % (service, reason(error)))
@@ -989,8 +1000,9 @@ def look_at_services(config, facts):
 
 
 class Run:
-    """What this run did so far, as far as it is not on disk: asked, force, hooks, skew as in
-    Facts; client: the Client for all its requests; failed: did one fail; status: exit status."""
+    """What this run did so far, as far as it is not on disk: asked, force, hooks, skew, dns, served
+    as in Facts; client: the Client for all its requests, or None; failed: did one fail; status: the
+    exit status (int); by_hand: is it no cron job; trouble: why the CA told no time (str)."""
 
     def __init__(self, config, hooks=False, force="", skew=None):
         self.config, self.hooks, self.force, self.skew = config, hooks, force, skew
@@ -1013,7 +1025,8 @@ class Run:
 
 
 def reconcile(run):
-    """Do what is due, one Step after the other. Returns the exit status."""
+    """Do what is due, one Step after the other. Returns the exit status.
+    Raises Problem, OSError."""
     for _ in range(50):
         facts, now = run.facts(), time.time()
         step = decide(run.config, facts, now)
@@ -1082,13 +1095,14 @@ def client_of(run):
 
 
 def account_of(run, url):
-    """The state's entry for the account with this URL: what it depends on."""
+    """The state's entry (dict) for the account with this URL (str): what it depends on."""
     return {"directory": run.config.directory_url, "thumbprint": run.client.key.thumbprint,
             "contact": run.config.contact, "url": url}
 
 
 def request(run, facts, which):
-    """Request the certificate of a key and install it; a failure is told and remembered."""
+    """Request the certificate of a key (which: live or staging; RFC 8555) and install it; a failure
+    is told and remembered. Raises OSError if it cannot be remembered."""
     config, file = run.config, place(run.config, which, "crt")
     old = read_state(config, time.time()).get("retry")
     key, crt = (facts.live_key, facts.live_crt) if which == "live" else facts[2:4]
@@ -1099,11 +1113,9 @@ def request(run, facts, which):
              "server": False, "error": "the run was cut off",
              "after": time.time() + RETRY_SECONDS[min(count - 1, 4)]}
     update_state(config, retry=retry)
-    check = {"no": None, "warn": lambda text: complain(config.file, text),
-             "require": lambda text: require(False, "%s", text)}[config.self_check]
-    solver = HttpFiles(config.challenge_dir, check, None,
-                       lambda files: update_state(config, challenges=files),
-                       lambda text: complain(config.file, text))
+    solver = HttpFiles(config.challenge_dir, config.self_check,
+                       note=lambda files: update_state(config, challenges=files),
+                       trouble=lambda text: complain(config.file, text))
     try:
         private = place(config, which, "key")
         spki = public_key(read_file(private).decode("ascii", "replace"))
@@ -1138,7 +1150,8 @@ def request(run, facts, which):
 
 
 def fail(retry, error):
-    """Note in retry (dict) when the next request may be made after this error."""
+    """Note in retry (dict, as in STATE) when the next request may be made after this error
+    (AcmeError, OSError)."""
     wait = getattr(error, "retry_after", None)
     # What broke on this machine (a full disk) did not bother the CA: one try more
     count = retry["count"] if isinstance(error, AcmeError) else retry["count"] - 1
@@ -1186,7 +1199,8 @@ def compare_clocks(run):
 
 
 def run_hook(config, facts, name):
-    """Run a hook, and note that it is done if it exits 0. Raises Problem otherwise."""
+    """Run a hook (its name in the config), and note that it is done if it exits 0. Raises Problem
+    otherwise, OSError if it cannot be started or noted."""
     import subprocess
     program = getattr(config, name.replace("-", "_"))
     env = {k: v for k, v in os.environ.items() if not k.startswith("STAGING_")}
@@ -1221,7 +1235,8 @@ def run_hook(config, facts, name):
 
 
 def conclude(run, facts, step, now):
-    """Tell what could not be done. Returns the exit status."""
+    """Tell what could not be done, or waits: step is a wait. Returns the exit status. Raises
+    OSError."""
     config, retry = run.config, facts.state.get("retry")
     if step.what == "request" and not run.failed:
         run.status = 1
@@ -1275,9 +1290,9 @@ def tell_dns(run, facts, now):
 # ---- Commands -----------------------------------------------------------------------------------
 
 
-def check_machine(config, hooks, folders, make=False):
-    """Raise Problem unless openssl, the folders (if they are to be made, what is there of them) and
-    (if they may run) the hooks can be used."""
+def check_machine(config, hooks, folders, make):
+    """Raise Problem unless openssl, the folders (paths; if init will make them, what is
+    there of them) and the hooks (if they may run) can be used."""
     if not any(os.access(os.path.join(folder, "openssl"), os.X_OK)
                for folder in os.environ["PATH"].split(":")):
         raise Problem("there is no openssl in PATH: install it")
@@ -1295,18 +1310,19 @@ def check_machine(config, hooks, folders, make=False):
             raise Problem("%s is no folder that can be written to: run init, or mend it" % folder)
 
 
-def act(config, command, hooks, force):
-    """init, renew and cron. Returns the exit status. Raises Problem, OSError."""
+def act(config, hooks, force):
+    """init, renew and cron. hooks, force: as in Facts. Returns the exit status. Raises Problem,
+    OSError."""
     folders = {os.path.dirname(config.account_key): 0o700, config.certs: 0o755, config.keys: 0o710,
                config.backups: 0o700, config.challenge_dir: 0o755}
-    check_machine(config, hooks, folders, command == "init")
-    for folder, mode in folders.items() if command == "init" else ():
+    check_machine(config, hooks, folders, force == "init")
+    for folder, mode in folders.items() if force == "init" else ():
         make_folder(folder, mode)
     fd = lock(place(config, "live", "lock"))
     try:
         clean_up(config)
         live = place(config, "live", "key")
-        if command == "init" and not os.path.lexists(live):
+        if force == "init" and not os.path.lexists(live):
             make_account_key(config)
             say("Making private key '%s' (%s)" % (config.live, config.key_type))
             make_key(live, config.key_type, config.key_length)
@@ -1316,7 +1332,8 @@ def act(config, command, hooks, force):
 
 
 def show(config, hooks, force):
-    """Tell what cron or renew would do first, and why. Returns the exit status."""
+    """Tell what cron or renew would do first, and why. Returns the exit status. Raises Problem,
+    OSError."""
     step = decide(config, Run(config, hooks, force, 0).facts()._replace(served=[]), time.time())
     say("%s: %s" % (step.text, step.why) if step.verb != "wait" else
         "Nothing; next: %s, %s" % (step.why, utc(step.when)))
@@ -1324,7 +1341,8 @@ def show(config, hooks, force):
 
 
 def status(config):
-    """Tell what is there and what comes next. Returns 1 if something is overdue or failed."""
+    """Tell what is there and what comes next. Returns 1 if something is overdue or failed, else 0.
+    Raises Problem, OSError."""
     facts, now = Run(config, True, "", 0).facts(), time.time()
     facts = facts._replace(served=[], dns=["it was not seen in DNS yet"] if (
         config.tlsa and "seen" not in facts.state) else [])
@@ -1338,10 +1356,9 @@ def status(config):
             lines.append("'%s' certificate: %s" % (name, "until %s (%d days), for %s" % (
                 utc(some.not_after), (some.not_after - now) // DAY, " ".join(some.names))
                 if some and some.spki == key.spki else "none for this key"))
-    for word in ("published", "seen") if facts.staging_key else ():
-        if word in facts.state:
-            lines.append("'%s' is %s since %s" % (config.staging, word + " in DNS" * (
-                word == "seen"), utc(facts.state[word])))
+    for name, what in ("published", "published"), ("seen", "seen in DNS"):
+        if facts.staging_key and name in facts.state:
+            lines.append("'%s' is %s since %s" % (config.staging, what, utc(facts.state[name])))
     owed = hooks_owed(config, facts) if crt else []
     if owed:
         lines.append("hooks owed: %s" % ", ".join(owed))
@@ -1357,15 +1374,15 @@ def status(config):
     return 1 if retry or owed or late else 0
 
 
-def tlsa(config, form, ttl):
-    """Tell the records that DNS must hold now, in a form: --json, --nsupdate, "" for zone file
-    lines, with a TTL (seconds); or --check whether it does. Returns the exit status."""
+def tlsa(config, flags, ttl):
+    """Tell the records that DNS must hold now with a TTL (seconds), as lines of a zone file; flags
+    (set of str): --json, --nsupdate, or --check whether it does. Returns the exit status."""
     facts = Run(config).facts()
     if not config.tlsa:
         raise Problem("tlsa is not set: it names the records, such as _25._tcp.mx.example.org", 2)
     names = list(dict.fromkeys(name.rstrip(".").lower() + "." for name in config.tlsa))
-    records = [(name, ttl, key) for name in names for key in keys_of(facts) if key]
-    if form == "--check":
+    records = [(name, key) for name in names for key in keys_of(facts) if key]
+    if "--check" in flags:
         problems, found, stale = look_at_dns(config, facts)
         problems += ["%s fits no key of this line" % record for record in stale]
         if found and 2 * found > config.staging_hours * HOUR:
@@ -1373,29 +1390,30 @@ def tlsa(config, form, ttl):
                             "staging-hours" % found)
         say("\n".join(problems) or "DNS holds what it must")
         return 1 if problems else 0
-    lines = ["%s %d IN TLSA 3 1 1 %s" % record for record in records]
-    if form == "--nsupdate":
+    lines = ["%s %d IN TLSA 3 1 1 %s" % (name, ttl, key) for name, key in records]
+    if "--nsupdate" in flags:
         lines = [line for name in names for line in [  # one at a time: they may be of several zones
-            "update delete %s TLSA" % name, *["update add %s %d TLSA 3 1 1 %s" % record
-                                              for record in records if record[0] == name], "send"]]
-    if form == "--json":
+            "update delete %s TLSA" % name, *["update add %s %d TLSA 3 1 1 %s" % (name, ttl, key)
+                                              for other, key in records if other == name], "send"]]
+    if "--json" in flags:
         lines = [json.dumps([{"name": name, "ttl": ttl, "usage": 3, "selector": 1,
-                              "matching_type": 1, "data": key} for name, _, key in records])]
+                              "matching_type": 1, "data": key} for name, key in records])]
     say("\n".join(lines))
     return 0
 
 
-def run_line(file, command, hooks, dry, force, form, ttl):
-    """Do the command for the line of a config file. Returns the exit status."""
+def run_line(file, command, flags, force, ttl):
+    """Do the command (str) for the line of a config file (path). flags: the options given (set of
+    str); force: as in Facts; ttl: seconds. Returns the exit status."""
     try:
         file = os.path.abspath(file)
         config = read_config(file)
         check_owner(file)
-        if dry:
-            return show(config, hooks, force)
         if command == "tlsa":
-            return tlsa(config, form, ttl)
-        return status(config) if command == "status" else act(config, command, hooks, force)
+            return tlsa(config, flags, ttl)
+        if command == "status":
+            return status(config)
+        return (show if "--dry-run" in flags else act)(config, "--hooks" in flags, force)
     except (Problem, OSError) as error:
         complain(file, reason(error))
         return getattr(error, "status", 1)
@@ -1430,23 +1448,24 @@ def main(argv=None):
         given, words = getopt.gnu_getopt(sys.argv[1:] if argv is None else argv, "c:knh", [
             "config=", "hooks", "dry-run", "new-key", "now", "json", "nsupdate", "check", "ttl=",
             "version", "help"])
+        short = {"-c": "--config", "-k": "--hooks", "-n": "--dry-run", "-h": "--help"}
+        given = [(short.get(option, option), value) for option, value in given]
         ttl = number(1, 2**31 - 1, int)(dict(given).get("--ttl", "3600"))
     except (getopt.GetoptError, ValueError) as error:
         emit(2, "letsencrypt-tiny: %s; see --help" % error)
         return 2
-    files, flags = [v for k, v in given if k in ("-c", "--config")], {k for k, _ in given}
-    if flags & {"-h", "--help"}:
+    files, flags = [v for k, v in given if k == "--config"], {k for k, _ in given}
+    if "--help" in flags:
         say(__doc__.strip())
         return 0
     if "--version" in flags:
         say("letsencrypt-tiny %s, SHA-256 %s" % (__version__, sha256(read_file(__file__))))
         return 0
-    command, dry = words[0] if len(words) == 1 else "", bool(flags & {"-n", "--dry-run"})
-    fits = {"init": set(), "renew": {"--new-key", "--now", "-n", "--dry-run"}, "status": set(),
-            "cron": {"-n", "--dry-run"}, "tlsa": {"--json", "--nsupdate", "--check", "--ttl"}}
-    if not files or command not in fits or "--now" in flags and "--new-key" not in flags or (
-            flags - {"-c", "--config", "-k", "--hooks"} - fits[command]) or (
-            len(flags & {"--json", "--nsupdate", "--check"}) > 1):
+    command, forms = words[0] if len(words) == 1 else "", {"--json", "--nsupdate", "--check"}
+    fits = {"init": set(), "renew": {"--new-key", "--now", "--dry-run"}, "cron": {"--dry-run"},
+            "status": set(), "tlsa": forms | {"--ttl"}}
+    if (not files or command not in fits or flags - {"--config", "--hooks"} - fits[command]
+            or "--now" in flags and "--new-key" not in flags or len(flags & forms) > 1):
         emit(2, "letsencrypt-tiny: give -c CONFIG and one of %s, with its options; see --help" % (
             ", ".join(fits)))
         return 2
@@ -1454,8 +1473,7 @@ def main(argv=None):
         command if command in ("init", "renew") else "")
     try:
         prepare()
-        return max([run_line(file, command, bool(flags & {"-k", "--hooks"}), dry, force, "".join(
-            flags & {"--json", "--nsupdate", "--check"}), ttl) for file in files])
+        return max([run_line(file, command, flags, force, ttl) for file in files])
     except Stopped as stopped:
         emit(2, "letsencrypt-tiny: ended by %s; the next run goes on" % (
             signal.Signals(stopped.args[0]).name))

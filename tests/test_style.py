@@ -9,7 +9,7 @@ import unittest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NAMES = "acme_tiny.py", "letsencrypt_tiny.py"
-CODE_LINES, FUNCTION_LINES, COLUMNS = 1660, 60, 100
+CODE_LINES, FUNCTION_LINES, COLUMNS = 1645, 60, 100
 NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
            tokenize.ENDMARKER)
 
