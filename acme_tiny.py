@@ -153,14 +153,16 @@ EXTENSION_REQUEST = bytes.fromhex("2a864886f70d01090e")
 def public_key(text):
     """The SubjectPublicKeyInfo (DER bytes) of a private key in PEM (str).
 
-    Of PKCS#8 (RFC 5958) with an RSA key (RFC 8017) or one on a curve (RFC 5915) it is read here,
-    which is quicker; all else is left to openssl. Raises ValueError, ToolError.
+    PKCS#1 (RFC 8017), which old RSA keys come in, and PKCS#8 (RFC 5958) are read here, which is
+    quicker; all else is left to openssl. Raises ValueError, ToolError.
     """
     if "ENCRYPTED" in text:
         raise ValueError("it needs a passphrase")
-    label, data = pem(text)[0] if "-----BEGIN" in text else ("", b"")
+    label, key = pem(text)[0] if "-----BEGIN" in text else ("", b"")
+    algorithm = RSA
     if label == "PRIVATE KEY":
-        _, (_, algorithm), (_, key), *_ = inside(data)
+        _, (_, algorithm), (_, key), *_ = inside(key)
+    if label in ("PRIVATE KEY", "RSA PRIVATE KEY"):
         if algorithm == RSA:
             _, modulus, exponent, *_ = inside(key)
             public = tlv(0x30, tlv(*modulus), tlv(*exponent))
