@@ -514,7 +514,7 @@ class Client:
         try:
             reply = self.post("registering", url, {**terms, **contact})
         except AcmeError as error:
-            if not contact or error.status != 400:
+            if not contact or error.status != 400 and "Contact" not in error.type:
                 raise
             self.log("The CA does not take the contact: %s" % error)
             reply, contact = self.post("registering", url, terms), {}
@@ -571,7 +571,7 @@ class Client:
             if order["status"] == "ready":
                 try:
                     reply = self.post("finalizing the order", finalize, {"csr": b64(csr)})
-                    order, busy = parse_json(reply, status=str), busy + ("ready",)
+                    order, busy = {**order, **parse_json(reply, status=str)}, busy + ("ready",)
                 except AcmeError as error:
                     if error.type != "orderNotReady":  # not yet; or it is done: an answer was lost
                         raise
@@ -630,14 +630,15 @@ class Client:
             wait = pause if hint is None else max(0.5, hint)
             time.sleep(max(0, min(wait, deadline - time.monotonic())))
             reply = self.post("asking for the order", url)
-            order = parse_json(reply, status=str)
+            order = {**order, **parse_json(reply, status=str)}  # some CAs say things only once
             if max(pause, wait) > 0.5 and order["status"] in busy:
                 self.look(left, False)
             pause = min(5, pause * 2 or 0.05)
         if order["status"] in busy or order["status"] == "invalid":
             self.look(left, True)
-        require(order["status"] not in busy, "the order is still %s after %s seconds: try again "
-                "later", order["status"], POLL_SECONDS)
+        names = ", ".join(name for name, _ in left)
+        require(order["status"] not in busy, "the order is still %s after %s seconds%s: try again "
+                "later", order["status"], POLL_SECONDS, names and " (not verified: %s)" % names)
         return order
 
     def look(self, left, everything):
