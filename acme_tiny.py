@@ -376,10 +376,11 @@ def https_opener(ca_bundle=None, proxy=None):
 
 
 def http_date(text):
-    """Seconds since 1970 (int) of an HTTP-date (str; RFC 9110 section 5.6.7), or None."""
-    from email.utils import mktime_tz, parsedate_tz
+    """Seconds since 1970 (float) of an HTTP-date (str; RFC 9110 section 5.6.7), or None."""
+    from datetime import timezone
+    from email.utils import parsedate_to_datetime
     try:
-        return mktime_tz(parsedate_tz(text))
+        return parsedate_to_datetime(text).replace(tzinfo=timezone.utc).timestamp()
     except (TypeError, ValueError, OverflowError, IndexError):
         return None
 
@@ -423,7 +424,7 @@ def problem_text(problem):
         parts += [problem_text({**sub, "subproblems": None, "instance": None})
                   for sub in problem["subproblems"] if isinstance(sub, dict)]
     parts.append(problem.get("instance"))
-    return printable(": ".join(str(p) for p in parts if p), 2000) or "no reason given"
+    return printable(": ".join(printable(p) for p in parts if p), 2000) or "no reason given"
 
 
 # ---- The protocol -------------------------------------------------------------------------------

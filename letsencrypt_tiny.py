@@ -206,8 +206,8 @@ OPTIONS = (  # key, default (... if it is required), what is expected, reader
     ("dns-resolver", None, "an address, or address@port",
      lambda text: servers(matching(".*")(text))[0]),
     ("dns-servers", None, "addresses, or address@port", servers),
-    ("served", None, "host:port, or host:port/smtp and the like",
-     matching(r"\S+:(?P<port>[0-9]{1,5})(/[a-z0-9-]+)?", True)),
+    ("served", None, "host:port, host:port/smtp and the like", matching(r"\S+:(?P<port>[0-9]{1,5})"
+     "(/([ls]mtp|imap|pop3|sieve|ldap|xmpp(-server)?|nntp|ftp|irc|mysql|postgres))?", True)),
 )
 Config = namedtuple("Config", [row[0].replace("-", "_") for row in OPTIONS] + ["file"])
 
@@ -1399,7 +1399,7 @@ def tlsa(config, flags, ttl):
         lines = [json.dumps([{"name": name, "ttl": ttl, "usage": 3, "selector": 1,
                               "matching_type": 1, "data": key} for name, key in records])]
     say("\n".join(lines))
-    return 0
+    return int(1 in deaf)  # a hook must not take half of them for all
 
 
 def run_line(file, command, flags, force, ttl):
