@@ -988,6 +988,7 @@ def look_at_services(config, facts):
         try:
             text = openssl("s_client", "-connect", where,
                            *(["-starttls", protocol] if protocol else []), seconds=20)
+            # Without -showcerts it prints one certificate, the leaf
             leaf = parse_certificate(pem(text.decode("ascii", "replace"))[0][1])
             if sha256(leaf.spki) != facts.live_key.spki:
                 problems.append("%s uses another key than the live one" % service)
@@ -1291,8 +1292,8 @@ def tell_dns(run, facts, now):
 
 
 def check_machine(config, hooks, folders, make):
-    """Raise Problem unless openssl, the folders (paths; if init will make them, what is
-    there of them) and the hooks (if they may run) can be used."""
+    """Raise Problem unless openssl, the folders (paths; if init will make them, what is there of
+    them) and the hooks (if they may run) can be used."""
     if not any(os.access(os.path.join(folder, "openssl"), os.X_OK)
                for folder in os.environ["PATH"].split(":")):
         raise Problem("there is no openssl in PATH: install it")
