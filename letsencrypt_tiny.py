@@ -1109,10 +1109,9 @@ def request(run, facts, which):
     key, crt = (facts.live_key, facts.live_crt) if which == "live" else facts[2:4]
     run.asked = run.asked | {key.spki}
     count = old["count"] + 1 if old and old["names"] == config.domains else 1
+    retry = {"count": count, "names": config.domains, "directory": config.directory_url}
     # Written before the order, so that a program that dies at it does not order for ever
-    retry = {"count": count, "names": config.domains, "directory": config.directory_url,
-             "server": False, "error": "the run was cut off",
-             "after": time.time() + RETRY_SECONDS[min(count - 1, 4)]}
+    fail(retry, OSError("the run was cut off"))
     update_state(config, retry=retry)
     solver = HttpFiles(config.challenge_dir, config.self_check,
                        note=lambda files: update_state(config, challenges=files),
