@@ -988,6 +988,7 @@ def look_at_services(config, facts):
         try:
             text = openssl("s_client", "-connect", where,
                            *(["-starttls", protocol] if protocol else []), seconds=20)
+            # Without -showcerts it prints one certificate, the leaf
             leaf = parse_certificate(pem(text.decode("ascii", "replace"))[0][1])
             if sha256(leaf.spki) != facts.live_key.spki:
                 problems.append("%s uses another key than the live one" % service)
@@ -1108,10 +1109,9 @@ def request(run, facts, which):
     key, crt = (facts.live_key, facts.live_crt) if which == "live" else facts[2:4]
     run.asked = run.asked | {key.spki}
     count = old["count"] + 1 if old and old["names"] == config.domains else 1
+    retry = {"count": count, "names": config.domains, "directory": config.directory_url}
     # Written before the order, so that a program that dies at it does not order for ever
-    retry = {"count": count, "names": config.domains, "directory": config.directory_url,
-             "server": False, "error": "the run was cut off",
-             "after": time.time() + RETRY_SECONDS[min(count - 1, 4)]}
+    fail(retry, OSError("the run was cut off"))
     update_state(config, retry=retry)
     solver = HttpFiles(config.challenge_dir, config.self_check,
                        note=lambda files: update_state(config, challenges=files),
@@ -1291,8 +1291,8 @@ def tell_dns(run, facts, now):
 
 
 def check_machine(config, hooks, folders, make):
-    """Raise Problem unless openssl, the folders (paths; if init will make them, what is
-    there of them) and the hooks (if they may run) can be used."""
+    """Raise Problem unless openssl, the folders (paths; if init will make them, what is there of
+    them) and the hooks (if they may run) can be used."""
     if not any(os.access(os.path.join(folder, "openssl"), os.X_OK)
                for folder in os.environ["PATH"].split(":")):
         raise Problem("there is no openssl in PATH: install it")
