@@ -968,7 +968,7 @@ def look_at_dns(config, facts):
         problems += ["%s: %s" % (row[1], reason(row[2])) for row in own
                      if isinstance(row[2], Exception)]
         own = [row for row in own if not isinstance(row[2], Exception)]
-        # The resolver's TTL is only what is left of it
+        # The resolver's TTL is only what is left of it, but that of an alias is seen only there
         ttls.append(max(dns_follow(answer, owner, TLSA)[1] for _, owner, answer in answers + own)
                     if own else None)
         for server, owner, answer in answers + own:
