@@ -18,8 +18,8 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-from tests.fake_ca import FakeCA  # noqa: E402
-from tests.support import Web, spki  # noqa: E402
+from tests.world.fake_ca import FakeCA  # noqa: E402
+from tests.world.support import Web, spki  # noqa: E402
 
 WIDTH = 96
 STAGING_SECONDS = 4
