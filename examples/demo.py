@@ -8,17 +8,16 @@ administrator or cron would run it.
 import os
 import shutil
 import signal
-import socketserver
 import subprocess
 import sys
 import tempfile
 import textwrap
-import threading
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 from tests.world.fake_ca import FakeCA  # noqa: E402
+from tests.world.fake_dns import FakeDNS  # noqa: E402
 from tests.world.support import Web, spki  # noqa: E402
 
 WIDTH = 96
@@ -59,29 +58,6 @@ mv {folder}/zone.tmp {folder}/zone
 """
 
 
-class NameServer(socketserver.BaseRequestHandler):
-    """Answers for the zone file that the key hook writes, with authority (RFC 1035)."""
-    zone = None  # its path
-
-    def handle(self):
-        query, sock = self.request
-        end, name = 12, ""
-        while query[end]:
-            name += query[end + 1:end + 1 + query[end]].decode().lower() + "."
-            end += 1 + query[end]
-        answers = []
-        if query[end + 1:end + 3] == bytes((0, 52)) and os.path.exists(self.zone):
-            with open(self.zone) as file:
-                records = [line.split() for line in file]
-            for owner, ttl, _, _, *kind, digest in records:
-                if owner == name:
-                    data = bytes(map(int, kind)) + bytes.fromhex(digest)
-                    answers.append(bytes((0xc0, 12, 0, 52, 0, 1)) + int(ttl).to_bytes(4, "big")
-                                   + len(data).to_bytes(2, "big") + data)
-        sock.sendto(query[:2] + bytes((0x84, 0, 0, 1, 0, len(answers), 0, 0, 0, 0))
-                    + query[12:end + 5] + b"".join(answers), self.client_address)
-
-
 def colour(code, text):
     return "\033[%sm%s\033[0m" % (code, text) if sys.stdout.isatty() else text
 
@@ -111,11 +87,15 @@ class Demo:
         return self.names.setdefault(digest, chr(ord("A") + len(self.names)))
 
     def zone(self):
-        """The digests in the TLSA records of the "name server"."""
+        """The name server's zone file, which the key hook writes."""
         if not os.path.exists(self.path("zone")):
-            return []
+            return ""
         with open(self.path("zone")) as file:
-            return [line.split()[-1] for line in file]
+            return file.read()
+
+    def published(self):
+        """The digests in its TLSA records."""
+        return [line.split()[-1] for line in self.zone().splitlines()]
 
     def snapshot(self):
         """All files of the line: path -> (inode, mode, letter of the key in it)."""
@@ -167,10 +147,10 @@ class Demo:
         print("  DNS: " + ("\n       ".join(
             "_25._tcp.mx.example.org. TLSA 3 1 1 %s...   key %s" % (digest[:16],
                                                                   self.letter(digest))
-            for digest in self.zone()) or "no TLSA records"))
+            for digest in self.published()) or "no TLSA records"))
         self.history[-1].update(
             live=self.key("keys/live.key"), staged=self.key("keys/staging.key"),
-            dns="".join(sorted(map(self.letter, self.zone()))), service=self.key("service.crt"))
+            dns="".join(sorted(map(self.letter, self.published()))), service=self.key("service.crt"))
 
     def timeline(self):
         """Who had which key, step by step. Returns whether DNS always held the service's key."""
@@ -270,13 +250,11 @@ def main():
                            stdout=file, check=True)
         demo.write("cert-hook", CERT_HOOK, 0o755)
         demo.write("key-hook", KEY_HOOK, 0o755)
-        NameServer.zone = demo.path("zone")
         with Web(demo.path("challenges")) as web, FakeCA(http_port=web.port) as ca, \
-                socketserver.UDPServer(("127.0.0.1", 0), NameServer) as dns:
-            threading.Thread(target=dns.serve_forever, daemon=True).start()
+                FakeDNS(demo.zone, aa=True) as dns:
             demo.write("line.conf", CONFIG.format(
                 folder=folder, hours="%.6f" % (STAGING_SECONDS / 3600),
-                name_server="127.0.0.1@%d" % dns.server_address[1],
+                name_server=dns.address,
                 directory_url=ca.directory_url, bundle=ca.bundle))
             play(demo)
     fine = demo.timeline()
