@@ -10,74 +10,54 @@ line and the get_crt() of acme-tiny 5.0.3:
 
 API: get_crt(), main(), AcmeError, ToolError, LOGGER. All else may change.
 """
-import binascii, os, re, sys, time, types
+import binascii, os, re, sys, time
 from collections import namedtuple
 
 __version__ = "1.0"
-DEFAULT_CA = "https://acme-v02.api.letsencrypt.org"  # deprecated, as in acme-tiny
 DEFAULT_DIRECTORY_URL = "https://acme-v02.api.letsencrypt.org/directory"
 
-REQUEST_SECONDS = 30  # for a whole request, connection and answer
+REQUEST_SECONDS = 30  # for a whole request: connection, answer, and tries with another nonce
 POLL_SECONDS = 90     # for each of: validation, issuance
 CHECK_SECONDS = 10    # for all self-checks together, but one second for each
 ANSWER_BYTES = 1000000
-NONCES = 101          # tries of one request, each with a fresh nonce
+NONCES = 10           # tries of a request without a pause, each with a fresh nonce
 
-# ---- Errors and text ----------------------------------------------------------------------------
+# ---- Errors -------------------------------------------------------------------------------------
+# Touches nothing.
 
 
 class AcmeError(ValueError):
-    """The CA refused, or did not answer as RFC 8555 says.
+    """The CA refused, or did not answer as RFC 8555 says. Its text is safe to print.
 
-    status: HTTP status (int) or None; type: the problem's type without its URN prefix (str);
-    retry_after: seconds (int) the CA asked us to stay away (429 and 503 only), or None.
+    status: of the HTTP answer that refused, 0 if no answer could be used, or None; type: the
+    problem's, without its URN prefix; retry_after: seconds the CA asked us to stay away (429 and
+    503 only), or None.
     """
 
-    def __init__(self, text, status=None, type="", retry_after=None):
-        super().__init__(text)
+    def __init__(self, text: str, status: int = None, type: str = "", retry_after: int = None):
+        super().__init__(printable(text, 10000))
         self.status, self.type, self.retry_after = status, type, retry_after
 
 
+class OrderFailed(AcmeError):
+    """An order will never give a certificate that can be used."""
+
+
 class ToolError(IOError):
-    """The openssl program or a file failed; the text holds its own words."""
+    """The openssl program or a file failed; the text holds its own words. output: what the program
+    printed before."""
+
+    def __init__(self, text: str, output: bytes = b""):
+        super().__init__(text)
+        self.output = output
 
 
-def require(good, text, *values):
-    """Raise AcmeError with text % values (any type, made printable) unless it is good (bool)."""
-    if not good:
-        raise AcmeError(text % tuple(map(printable, values)))
+# ---- Doors --------------------------------------------------------------------------------------
+# The only place that starts another program, and the only way for text from outside to a terminal.
 
 
-def __getattr__(name):  # LOGGER is made when it is asked for: a cron job need not import logging
-    if name != "LOGGER":
-        raise AttributeError(name)
-    import logging
-    logger = globals()["LOGGER"] = logging.getLogger(__name__)
-    logger.setLevel(logger.level or logging.INFO)
-    logger.addHandler(logging.StreamHandler())
-    return logger
-
-
-def printable(text, limit=500):
-    """text (any type) from outside as a str for a terminal: control characters, bidi controls and
-    surrogates escaped, cut after `limit` (int) characters."""
-    text = str(text)
-    cut = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:limit])[:limit]
-    return cut if len(text) <= limit else cut + "..."
-
-
-def utc(seconds):
-    """Seconds since 1970 (int or float) as a str such as 2026-11-23 06:32 UTC; what lies outside of
-    the years 1 to 9999 as the first or last minute of them."""
-    known = max(-62135596800, min(seconds, 253402300799))
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(known))
-
-
-# ---- openssl, encodings, DER --------------------------------------------------------------------
-
-
-def openssl(*args, stdin=b"", seconds=600):
-    """Run openssl with args (str), give it stdin (bytes; None: ours), return its stdout (bytes).
+def openssl(*args: str, stdin: bytes = b"", seconds: float = 600) -> bytes:
+    """Run openssl with these arguments and stdin (None: ours); its stdout.
 
     Raises ToolError with its own words, or if it takes more seconds than given. Keys are named by
     path only; a key with a passphrase fails, as there is no terminal to ask at.
@@ -87,21 +67,39 @@ def openssl(*args, stdin=b"", seconds=600):
         done = subprocess.run(("openssl", *args), input=stdin, capture_output=True, timeout=seconds,
                               start_new_session=True)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ToolError("openssl %s failed: %s" % (args[0], error))
+        raise ToolError(f"openssl {args[0]} failed: {error}")
     if done.returncode:
-        raise ToolError("openssl %s failed (status %d): %s" % (args[0], done.returncode, printable(
-            done.stderr.decode("utf-8", "replace").strip().replace("\n", "; "))))
+        words = done.stderr.decode("utf-8", "replace").strip().replace("\n", "; ")
+        raise ToolError(f"openssl {args[0]} failed (status {done.returncode}): {printable(words)}",
+                        done.stdout)
     return done.stdout
 
 
-def b64(data):
-    """data (bytes) as base64url without padding (str), RFC 7515 section 2."""
-    import base64
-    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+def printable(text, limit: int = 500) -> str:
+    """text (of any type) from outside, fit for a terminal: control characters, bidi controls and
+    surrogates escaped, cut after so many characters, but not within a URL, of use only as a
+    whole."""
+    text = str(text)
+    urls = [url.end() for url in re.finditer(r"https?://[!-~]{1,4000}", text)
+            if url.start() < limit < url.end()]
+    end = max([limit, *urls])
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:end])[:end]
+    return shown if len(text) <= end else shown + (" ..." if urls else "...")
 
 
-def der(data):
-    """The DER items (X.690) in data (bytes) as [(tag, body)]: int, bytes. Raises ValueError."""
+def utc(seconds: float) -> str:
+    """Seconds since 1970 as a text such as 2026-11-23 06:32 UTC; what lies outside of the years 1
+    to 9999 as the first or last minute of them."""
+    known = max(-62135596800, min(seconds, 253402300799))
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(known))
+
+
+# ---- DER, PEM, keys, certificates ---------------------------------------------------------------
+# Reads the bytes it is given; openssl sees only keys in rare formats, and signs requests.
+
+
+def der(data: bytes) -> list:
+    """The DER items (X.690) in data as [(tag, body)]. Raises ValueError."""
     items, start = [], 0
     while start < len(data):
         tag, size = data[start:start + 2]
@@ -116,22 +114,22 @@ def der(data):
     return items
 
 
-def inside(data):
-    """The DER items within the one item that data (bytes) is, as der(). Raises ValueError."""
+def inside(data: bytes) -> list:
+    """The DER items within the one item that data is, as der(). Raises ValueError."""
     (_, body), = der(data)
     return der(body)
 
 
-def tlv(tag, *parts):
-    """One DER item (bytes) of the tag (int) and the joined parts (bytes)."""
+def tlv(tag: int, *parts: bytes) -> bytes:
+    """One DER item of the tag and the joined parts."""
     body = b"".join(parts)
     size = len(body).to_bytes(4, "big").lstrip(b"\0") or b"\0"
     return bytes([tag]) + (size if len(body) < 0x80 else bytes([0x80 + len(size)]) + size) + body
 
 
-def pem(text):
-    """The PEM blocks (RFC 7468) in text (str) as [(label, DER bytes)], one at least.
-    Raises ValueError."""
+def pem(text: str) -> list:
+    """The PEM blocks (RFC 7468) in text as [(label, DER bytes)], one at least. Raises
+    ValueError."""
     blocks = [(label, "".join(body.split())) for label, body in re.findall(
         r"-----BEGIN ([A-Z0-9 ]+)-----([A-Za-z0-9+/\s]+(?:=\s*){0,2})-----END \1-----", text)]
     if not blocks or len(blocks) != text.count("-----BEGIN") or any(len(b) % 4 for _, b in blocks):
@@ -139,19 +137,22 @@ def pem(text):
     return [(label, binascii.a2b_base64(body)) for label, body in blocks]
 
 
-# ---- Keys and certificates ----------------------------------------------------------------------
-
-# The algorithm of a key, in PKCS#8 and in a public key alike (DER bytes; RFC 3279 section 2.3)
-RSA, EC = tlv(6, bytes.fromhex("2a864886f70d010101")) + tlv(5), bytes.fromhex("2a8648ce3d0201")
-CURVES = {  # the algorithm -> type, bits
-    tlv(6, EC) + tlv(6, bytes.fromhex("2a8648ce3d030107")): ("ec-p256", 256),
-    tlv(6, EC) + tlv(6, bytes.fromhex("2b81040022")): ("ec-p384", 384)}
-COMMON_NAME, SUBJECT_ALT_NAME = bytes.fromhex("550403"), bytes.fromhex("551d11")
+# The algorithm of a key, in PKCS#8 and in a public key alike (RFC 3279 section 2.3, RFC 5480
+# section 2.1.1, RFC 8410 section 3): RSA; what all keys on curves with a name begin with; a kind.
+RSA = tlv(6, bytes.fromhex("2a864886f70d010101")) + tlv(5)
+EC = tlv(6, bytes.fromhex("2a8648ce3d0201"))
+KINDS = {
+    EC + tlv(6, bytes.fromhex("2a8648ce3d030107")): ("ec-p256", 256),
+    EC + tlv(6, bytes.fromhex("2b81040022")): ("ec-p384", 384),
+    EC + tlv(6, bytes.fromhex("2b81040023")): ("ec-p521", 521),
+    tlv(6, bytes.fromhex("2b6570")): ("ed25519", 256)}
+COMMON_NAME, ORGANISATION = bytes.fromhex("550403"), bytes.fromhex("55040a")
+SUBJECT_ALT_NAME = bytes.fromhex("551d11")
 EXTENSION_REQUEST = bytes.fromhex("2a864886f70d01090e")
 
 
-def public_key(text):
-    """The SubjectPublicKeyInfo (DER bytes) of a private key in PEM (str).
+def public_key(text: str) -> bytes:
+    """The SubjectPublicKeyInfo (DER) of a private key in PEM.
 
     PKCS#1 (RFC 8017), which old RSA keys come in, and PKCS#8 (RFC 5958) are read here, which is
     quicker; all else is left to openssl. Raises ValueError, ToolError.
@@ -162,221 +163,335 @@ def public_key(text):
     algorithm = RSA
     if label == "PRIVATE KEY":
         _, (_, algorithm), (_, key), *_ = inside(key)
-    if label in ("PRIVATE KEY", "RSA PRIVATE KEY"):
-        if algorithm == RSA:
-            _, modulus, exponent, *_ = inside(key)
-            public = tlv(0x30, tlv(*modulus), tlv(*exponent))
-            return tlv(0x30, tlv(0x30, algorithm), tlv(3, b"\0", public))
-        public = dict(inside(key)).get(0xa1) if algorithm in CURVES else None
+    if label in ("PRIVATE KEY", "RSA PRIVATE KEY") and algorithm == RSA:
+        _, modulus, exponent, *_ = inside(key)
+        public = tlv(0x30, tlv(*modulus), tlv(*exponent))
+        return tlv(0x30, tlv(0x30, algorithm), tlv(3, b"\0", public))
+    if label == "PRIVATE KEY" and algorithm.startswith(EC):
+        public = dict(inside(key)).get(0xa1)  # it need not be there (RFC 5915 section 3)
         if public:
             return tlv(0x30, tlv(0x30, algorithm), public)
     return openssl("pkey", "-pubout", "-outform", "DER", stdin=text.encode())
 
 
-def key_kind(spki):
-    """(type, bits) of a SubjectPublicKeyInfo (DER bytes; RFC 5280 section 4.1.2.7): ("rsa", 3072),
-    ("ec-p256", 256), ...; ("another", 0) for what is not supported. Raises ValueError."""
+def key_kind(spki: bytes) -> tuple:
+    """(type, bits) of a SubjectPublicKeyInfo (DER; RFC 5280 section 4.1.2.7): ("rsa", 3072),
+    ("ec-p256", 256), ... and ("another kind", 0). Raises ValueError."""
     (_, algorithm), (_, key) = inside(spki)
     if algorithm == RSA:
         (_, modulus), _ = inside(key[1:])
         return "rsa", int.from_bytes(modulus, "big").bit_length()
-    return CURVES.get(algorithm, ("another", 0))
+    return KINDS.get(algorithm, ("another kind", 0))
 
 
-def extension_names(extensions):
-    """The names (list of str) in the subjectAltName, critical or not, of Extensions (DER bytes;
-    RFC 5280 section 4.2.1.6); what is no DNS name begins with its tag in brackets. Raises
-    ValueError, IndexError."""
-    return [name.decode("ascii", "backslashreplace").lower() if tag == 0x82
-            else "[%d]%s" % (tag & 0x1f, name.hex())
-            for _, item in inside(extensions) if der(item)[0][1] == SUBJECT_ALT_NAME
-            for tag, name in inside(der(item)[-1][1])]
-
-
-def der_time(tag, body):
-    """Seconds since 1970 (int) of a UTCTime or GeneralizedTime (tag: int, body: bytes; RFC 5280
-    section 4.1.2.5). Raises ValueError."""
-    text = body.decode("ascii")
-    text = text if tag != 0x17 else ("19" if text >= "50" else "20") + text
-    match = re.match("([0-9]{4})" + 5 * "([0-9]{2})" + r"Z\Z", text)
-    if match:
-        year, month, day, hour, minute, second = map(int, match.groups())
-        # How many leap days there were before this year, and are with it; the length of each month
-        before, after = [last // 4 - last // 100 + last // 400 for last in (year - 1, year)]
-        months = (0, 31, 28 + after - before, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-        if year and 1 <= month <= 12 and 1 <= day <= months[month] and (
-                hour < 24 and minute < 60 and second < 60):
-            days = (year - 1) * 365 + before + sum(months[:month]) + day - 719163  # since 1970
-            return days * 86400 + hour * 3600 + minute * 60 + second
-    raise ValueError("its dates are not as RFC 5280 says")
-
-
-def parse_certificate(data):
-    """What matters of a certificate in DER bytes (RFC 5280 section 4.1): names (list of str),
-    not_before and not_after (seconds since 1970), spki, issuer and subject (DER bytes). Raises
+def attributes(name: bytes) -> list:
+    """[(OID, text)] of a distinguished name (DER body; RFC 5280 section 4.1.2.4). Raises
     ValueError."""
+    pairs = [der(pair) for _, some in der(name) for _, pair in der(some)]
+    return [(oid, text.decode("utf-8", "replace")) for (_, oid), (_, text) in pairs]
+
+
+def name_text(name: bytes) -> str:
+    """What to call the one with this distinguished name (DER body): its common name, else its
+    organisation, else "". Raises ValueError."""
+    known = dict(reversed(attributes(name)))  # the first of several
+    return printable(known.get(COMMON_NAME) or known.get(ORGANISATION) or "")
+
+
+def extension_names(extensions: bytes) -> list:
+    """The names in the subjectAltName, critical or not, of Extensions (DER; RFC 5280 section
+    4.2.1.6), in lower case; what is no DNS name begins with its tag in brackets. Raises
+    ValueError, IndexError."""
+    names = []
+    for _, extension in inside(extensions):
+        (_, oid), *_, (_, value) = der(extension)
+        for tag, name in inside(value) if oid == SUBJECT_ALT_NAME else ():
+            names.append(name.decode("ascii", "backslashreplace").lower() if tag == 0x82
+                         else f"[{tag & 0x1f}]{name.hex()}")
+    return names
+
+
+def der_time(tag: int, body: bytes) -> int:
+    """Seconds since 1970 of a UTCTime or GeneralizedTime (RFC 5280 section 4.1.2.5). Raises
+    ValueError."""
+    from datetime import datetime, timezone
+    text = body.decode("ascii")
+    if tag == 0x17:  # a UTCTime has two digits for the years 1950 to 2049
+        text = ("19" if text >= "50" else "20") + text
+    match = re.match("([0-9]{4})" + 5 * "([0-9]{2})" + r"Z\Z", text)
+    if not match:
+        raise ValueError("its dates are not as RFC 5280 says")
+    return int(datetime(*map(int, match.groups()), tzinfo=timezone.utc).timestamp())
+
+
+# What matters of a certificate: names (list), not_before and not_after (seconds since 1970), spki
+# (DER), issuer and subject (DER bodies)
+Certificate = namedtuple("Certificate", "names not_before not_after spki issuer subject")
+
+
+def parse_certificate(data: bytes) -> Certificate:
+    """A certificate in DER (RFC 5280 section 4.1). Raises ValueError."""
     try:
         fields = der(inside(data)[0][1])
-        issuer, validity, subject, spki, *rest = fields[3 if fields[0][0] == 0xa0 else 2:]
+        if fields[0][0] == 0xa0:  # the version need not be there
+            del fields[0]
+        _, _, (_, issuer), (_, validity), (_, subject), spki, *rest = fields
+        not_before, not_after = [der_time(*item) for item in der(validity)]
         names = [name for tag, body in rest if tag == 0xa3 for name in extension_names(body)]
-        start, end = [der_time(*item) for item in der(validity[1])]
-        return types.SimpleNamespace(names=names, not_before=start, not_after=end,
-                                     spki=tlv(*spki), issuer=issuer[1], subject=subject[1])
+        return Certificate(names, not_before, not_after, tlv(*spki), issuer, subject)
     except IndexError as error:
-        raise ValueError("it is no X.509 certificate: %s" % error)
+        raise ValueError(f"it is no X.509 certificate: {error}")
 
 
-def parse_csr(data):
-    """(names, spki) of a PKCS#10 request in DER bytes (RFC 2986 section 4): the common name's and
-    the subjectAltName's DNS names (list of str), its public key (DER bytes). Raises ValueError."""
+def parse_csr(data: bytes) -> tuple:
+    """(names, SPKI in DER) of a PKCS#10 request in DER (RFC 2986 section 4): the common name's and
+    the subjectAltName's DNS names. Raises ValueError."""
     try:
-        _, subject, spki, attributes = der(inside(data)[0][1])[:4]
-        pairs = [der(pair) for _, rdn in der(subject[1]) for _, pair in der(rdn)]
-        names = [value.decode("utf-8", "replace").lower() for (_, oid), (_, value) in pairs
-                 if oid == COMMON_NAME]
-        for (_, oid), (_, values) in [der(item) for _, item in der(attributes[1])]:
+        _, (_, subject), spki, (_, requested) = der(inside(data)[0][1])[:4]
+        names = [text.lower() for oid, text in attributes(subject) if oid == COMMON_NAME]
+        for _, item in der(requested):
+            (_, oid), (_, values) = der(item)
             names += extension_names(values) if oid == EXTENSION_REQUEST else []
-        return [n for n in dict.fromkeys(names) if not n.startswith("[")], tlv(*spki)
     except (IndexError, ValueError) as error:
-        raise ValueError("this is no certificate request: %s" % error)
+        raise ValueError(f"this is no certificate request: {error}")
+    return [name for name in dict.fromkeys(names) if not name.startswith("[")], tlv(*spki)
 
 
-def check_chain(text, spki, names, now):
-    """The chain in text (PEM str, RFC 8555 section 9.1), written anew from its blocks, if it is
-    what was asked for: it will be installed as it is.
+def make_csr(key_file: str, names: list) -> bytes:
+    """A PKCS#10 request (DER; RFC 2986) for these DNS names, signed by the key in a PEM file.
 
-    spki: DER bytes of our public key; names: list of str; now: seconds since 1970.
-    Raises AcmeError.
+    Its subject is empty, so the names in it are critical (RFC 5280 section 4.2.1.6). `openssl req`
+    would want its config in a file, or /dev/stdin, which needs /proc. Raises ToolError, OSError,
+    ValueError.
+    """
+    with open(key_file, encoding="ascii", errors="replace") as file:
+        spki = public_key(file.read())
+    san = tlv(0x30, *[tlv(0x82, name.encode()) for name in names])
+    critical = tlv(1, b"\xff")
+    extensions = tlv(0x30, tlv(0x30, tlv(6, SUBJECT_ALT_NAME), critical, tlv(4, san)))
+    attribute = tlv(0x30, tlv(6, EXTENSION_REQUEST), tlv(0x31, extensions))
+    version, subject = tlv(2, b"\0"), tlv(0x30)
+    info = tlv(0x30, version, subject, spki, tlv(0xa0, attribute))
+    algorithm = [tlv(6, bytes.fromhex("2a864886f70d01010b")), tlv(5)]  # sha256WithRSAEncryption
+    if key_kind(spki)[0] != "rsa":
+        algorithm = [tlv(6, bytes.fromhex("2a8648ce3d040302"))]        # ecdsa-with-SHA256
+    signature = openssl("dgst", "-sha256", "-sign", key_file, stdin=info)
+    return tlv(0x30, info, tlv(0x30, *algorithm), tlv(3, b"\0", signature))
+
+
+def check_chain(text: str, spki: bytes, names: list, *clocks: float) -> str:
+    """The chain in text (PEM; RFC 8555 section 9.1), written anew from its blocks, if it is what
+    was asked for: it will be installed as it is.
+
+    spki: our public key (DER); clocks: seconds since 1970, by one of which it must be valid.
+    Raises OrderFailed.
     """
     import ssl
     try:
-        blocks = pem(text)
-        chain = [parse_certificate(data) for _, data in blocks]
+        labels, ders = zip(*pem(text))
+        chain = list(map(parse_certificate, ders))
     except ValueError as error:
-        raise AcmeError("the CA's answer is no chain of certificates: %s" % error)
-    leaf = chain[0]
-    for wrong, why in (
-            (any(label != "CERTIFICATE" for label, _ in blocks), "holds what is no certificate"),
-            (leaf.spki != spki, "is for another key"),
-            (set(leaf.names) != set(map(str.lower, names)), "is for other names (%s)" % (
-                printable(", ".join(leaf.names)))),
-            (leaf.not_before > now + 3600 or leaf.not_after <= now, "is not valid now, but from %s "
-             "to %s: is the clock right?" % (utc(leaf.not_before), utc(leaf.not_after))),
-            (any(one.issuer != above.subject for one, above in zip(chain, chain[1:])),
-             "came with a chain in which one did not issue the one before")):
-        require(not wrong, "the CA's certificate is not used: it %s", why)
-    return "".join(ssl.DER_cert_to_PEM_cert(data) for _, data in blocks)
+        raise OrderFailed(f"the CA's answer is no chain of certificates: {error}")
+    leaf, wrong = chain[0], ""
+    if set(labels) != {"CERTIFICATE"}:
+        wrong = "holds what is no certificate"
+    elif leaf.spki != spki:
+        wrong = "is for another key"
+    elif set(leaf.names) != {name.lower() for name in names}:
+        wrong = f"is for other names ({printable(', '.join(leaf.names))})"
+    # A clock may be a little behind
+    elif not any(leaf.not_before <= now + 3600 and now < leaf.not_after for now in clocks):
+        wrong = (f"is not valid now, but from {utc(leaf.not_before)} to {utc(leaf.not_after)}: "
+                 "is the clock right?")
+    elif [one.issuer for one in chain[:-1]] != [above.subject for above in chain[1:]]:
+        wrong = "came with a chain in which one did not issue the one before"
+    if wrong:
+        raise OrderFailed(f"the CA's certificate is not used: it {wrong}")
+    return "".join(map(ssl.DER_cert_to_PEM_cert, ders))
+
+
+# ---- Account key --------------------------------------------------------------------------------
+# Reads the account key's file, for its public half; has openssl sign.
+
+
+def b64(data: bytes) -> str:
+    """data as base64url without padding, RFC 7515 section 2."""
+    import base64
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def jwk_of(spki: bytes) -> tuple:
+    """(algorithm, JWK) for a public key in DER (RFC 7518 sections 3.1, 6.2.1, 6.3.1; RFC 7517).
+    Raises ValueError."""
+    kind, bits = key_kind(spki)
+    body = inside(spki)[1][1][1:]  # a bit string begins with how many bits of its end are unused
+    if kind == "rsa" and bits >= 2048:
+        modulus, exponent = [b64(number.lstrip(b"\0")) for _, number in inside(body)]
+        return "RS256", {"e": exponent, "kty": "RSA", "n": modulus}
+    size = bits // 8  # of a coordinate
+    if kind in ("ec-p256", "ec-p384") and len(body) == 1 + 2 * size:
+        x, y = b64(body[1:1 + size]), b64(body[1 + size:])
+        return f"ES{bits}", {"crv": f"P-{bits}", "kty": "EC", "x": x, "y": y}
+    kind = f"{kind} of {bits} bits" if kind == "rsa" else kind
+    raise ValueError(f"it is {kind}, but CAs take RSA of 2048 bits or more, P-256 or P-384")
 
 
 class AccountKey:
     """An ACME account key in a PEM file: RSA of 2048 bits or more, P-256 or P-384.
 
-    jwk (dict, RFC 7517), thumbprint (str, RFC 7638), alg (str, RFC 7518). The private key stays
-    in its file: openssl signs. Raises ToolError, AcmeError, OSError.
+    jwk (dict, RFC 7517), thumbprint (RFC 7638), alg (RFC 7518). The private key stays in its file:
+    openssl signs. Raises ToolError, AcmeError, OSError.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str):
         import hashlib, json
         try:
             with open(path, encoding="ascii", errors="replace") as file:
-                spki = public_key(file.read())
-            kind, bits = key_kind(spki)
-            body, size = inside(spki)[1][1][1:], bits // 8
-            if kind == "rsa" and bits >= 2048:
-                n, e = [b64(number.lstrip(b"\0")) for _, number in inside(body)]
-                self.alg, self.jwk, size = "RS256", {"e": e, "kty": "RSA", "n": n}, 0
-            elif (kind, bits) in CURVES.values() and len(body) == 2 * size + 1:
-                self.alg, self.jwk = "ES%d" % bits, {"crv": "P-%d" % bits, "kty": "EC", "x": b64(
-                    body[1:size + 1]), "y": b64(body[size + 1:])}
-            else:
-                raise ValueError("CAs take RSA of 2048 bits or more, P-256 or P-384")
+                text = file.read()
+            if text.lstrip().startswith("{"):
+                raise ValueError("it is a JWK, as certbot keeps its account keys: convert it to "
+                                 "PEM, or name a file that is not there, for a new account")
+            self.alg, self.jwk = jwk_of(public_key(text))
         except (FileNotFoundError, ToolError):
             openssl("rsa", "-in", path, "-noout")  # its words are what acme-tiny's users know
             raise
         except ValueError as error:
-            raise AcmeError("%s is no account key that can be used: %s" % (path, error))
-        self.path, self.size = path, size  # of a number in a signature in bytes, 0 with RSA
+            raise AcmeError(f"{path} is no account key that can be used: {error}")
+        self.path = path
         canonical = json.dumps(self.jwk, sort_keys=True, separators=(",", ":"))
         self.thumbprint = b64(hashlib.sha256(canonical.encode()).digest())
 
-    def sign(self, data):
-        """The signature (bytes) of data (bytes) for a JWS: ECDSA as r and s (RFC 7518 section 3.4).
-        Raises ToolError."""
-        made = openssl("dgst", "-sha" + self.alg[2:], "-sign", self.path, stdin=data)
-        if not self.size:
+    def sign(self, data: bytes) -> bytes:
+        """The signature of data for a JWS: ECDSA as r and s (RFC 7518 section 3.4). Raises
+        ToolError."""
+        digest = self.alg[2:]
+        made = openssl("dgst", f"-sha{digest}", "-sign", self.path, stdin=data)
+        if self.alg == "RS256":
             return made
-        return b"".join(number.lstrip(b"\0").rjust(self.size, b"\0") for _, number in inside(made))
+        size = int(digest) // 8
+        return b"".join(number.lstrip(b"\0").rjust(size, b"\0") for _, number in inside(made))
 
 
 # ---- https --------------------------------------------------------------------------------------
+# Talks to the CA's servers, and knows nothing of ACME.
 
 
 # What a server answered: status (int), headers (email.message.Message), body (bytes)
 Reply = namedtuple("Reply", "status headers body")
 
 
-def opener_of(*handlers):
-    """A urllib opener that can do only what these handlers (urllib's) do: no ftp, no files."""
-    from urllib.request import OpenerDirector
-    opener = OpenerDirector()
-    opener.lost = 0  # answers for which a request was sent once more
-    opener.addheaders = [("User-Agent", "letsencrypt-tiny/" + __version__),
-                         ("Accept-Language", "en")]
-    for handler in handlers:
-        opener.add_handler(handler)
-    return opener
+def within(seconds: float, function, *args):
+    """function(*args), its result or its error, or TimeoutError after so many seconds.
 
-
-def https_opener(ca_bundle=None, proxy=None):
-    """A urllib opener for https only, without redirects, that keeps its connections open.
-
-    ca_bundle: path or None (the system's, or SSL_CERT_FILE); proxy: URL or None (https_proxy
-    and no_proxy from the environment). Raises OSError for a bundle that cannot be read.
+    It runs in a thread, which is left behind then: a socket's timeout holds for each read alone,
+    and there is none for a look at DNS.
     """
-    import ssl, urllib.request
-    from http.client import BadStatusLine, HTTPSConnection, ImproperConnectionState
+    import threading
+    done = []
 
-    class Socket(ssl.SSLSocket):  # a read timeout alone lets a drip of bytes go on for ever
-        __del__ = ssl.SSLSocket.close
+    def run():
+        try:
+            done.append(function(*args))
+        except Exception as error:
+            done.append(error)
 
-        def recv_into(self, *args):
-            self.settimeout(max(0.001, self.context.deadline - time.monotonic()))
-            return super().recv_into(*args)
-
-    class Handler(urllib.request.HTTPSHandler):
-        connections = {}
-
-        def https_open(self, req):
-            context.deadline = time.monotonic() + REQUEST_SECONDS
-            headers = dict(req.unredirected_hdrs, **req.headers)
-            hop = {name: headers.pop(name) for name in list(headers) if name.startswith("Proxy-")}
-            # A server may have several addresses, of which the first need not answer
-            connection = self.connections.setdefault((req.host, req._tunnel_host), HTTPSConnection(
-                req.host, timeout=REQUEST_SECONDS / 3, context=context))
-            if req._tunnel_host and connection.sock is None:
-                connection.set_tunnel(req._tunnel_host, headers=hop)
-            for kept in (connection.sock is not None, False):
-                try:
-                    if kept:
-                        connection.sock.settimeout(REQUEST_SECONDS)
-                    connection.request(req.get_method(), req.selector, req.data, headers)
-                    return connection.getresponse()
-                except BaseException as error:
-                    connection.close()  # once more if the server had closed it meanwhile
-                    if not kept or not isinstance(error, gone):
-                        raise
-                    self.parent.lost += 1
-
-    # What a connection looks like that the server closed, or whose last answer was not read
-    gone = ConnectionError, ssl.SSLError, BadStatusLine, ImproperConnectionState
-    context = ssl.create_default_context(cafile=ca_bundle)
-    context.sslsocket_class = Socket
-    return opener_of(urllib.request.ProxyHandler({"https": proxy} if proxy else None),
-                     Handler(context=context))
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not done:
+        raise TimeoutError(f"timed out: no whole answer in {seconds:.0f} seconds")
+    if isinstance(done[0], Exception):
+        raise done[0]
+    return done[0]
 
 
-def http_date(text):
-    """Seconds since 1970 (float) of an HTTP-date (str; RFC 9110 section 5.6.7), or None."""
+class Web:
+    """https to the CA's servers, certificates checked; no redirects. A connection is kept for the
+    next request once its answer is whole.
+
+    ca_bundle: path of a CA file, or None for the system's, or SSL_CERT_FILE; proxy: URL, or None
+    for https_proxy and no_proxy of the environment. Raises OSError for a bundle that cannot be
+    read. resent: how many requests were sent twice, as the answer to the first was lost.
+    """
+
+    def __init__(self, ca_bundle: str = None, proxy: str = None):
+        import ssl
+        self.proxy, self.kept, self.resent = proxy, {}, 0
+        self.context = ssl.create_default_context(cafile=ca_bundle)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+
+    def __del__(self):
+        for connection in self.kept.values():
+            connection.close()
+
+    def ask(self, method: str, url: str, body: bytes, headers: dict) -> Reply:
+        """The whole answer to one request. Raises whatever a hostile URL or answer makes Python
+        raise."""
+        import ssl
+        from http.client import BadStatusLine
+        from urllib.parse import urlsplit
+        parts = urlsplit(url)
+        target = f"{parts.path or '/'}?{parts.query}".rstrip("?")
+        response, connection = None, self.kept.pop(parts.netloc, None)
+        if connection:
+            try:
+                connection.request(method, target, body, headers)
+                response = connection.getresponse()
+            except (ConnectionError, ssl.SSLError, BadStatusLine):
+                self.resent += 1  # the server has closed it meanwhile: once more, on a new one
+        if not response:
+            connection = self.connect(parts)
+            connection.request(method, target, body, headers)
+            response = connection.getresponse()
+        data = response.read(ANSWER_BYTES + 1)
+        if len(data) > ANSWER_BYTES or response.length:
+            raise ValueError(f"the answer was cut short, or has over {ANSWER_BYTES} bytes")
+        if connection.sock:
+            self.kept[parts.netloc] = connection
+        return Reply(response.status, response.headers, data)
+
+    def connect(self, parts):
+        """A new http.client.HTTPSConnection to the host of a URL (urllib's SplitResult)."""
+        import base64
+        from http.client import HTTPSConnection
+        from urllib.parse import unquote, urlsplit
+        from urllib.request import getproxies, proxy_bypass
+        proxy, headers = self.proxy, {}
+        if not proxy and not proxy_bypass(parts.netloc):
+            proxy = getproxies().get("https")
+        way = urlsplit(proxy if "://" in proxy else f"http://{proxy}") if proxy else parts
+        # Of several addresses the first need not answer
+        connection = HTTPSConnection(way.hostname, way.port or (80 if proxy else 443),
+                                     timeout=REQUEST_SECONDS / 3, context=self.context)
+        if proxy and way.username:
+            login = f"{unquote(way.username)}:{unquote(way.password or '')}"
+            headers["Proxy-Authorization"] = "Basic " + base64.b64encode(login.encode()).decode()
+        if proxy:
+            connection.set_tunnel(parts.hostname, parts.port or 443, headers)
+        connection.response_class = final_response()
+        connection.connect()
+        connection.sock.settimeout(REQUEST_SECONDS)
+        connection.sock.suppress_ragged_eofs = False  # an end without notice may be an attacker's
+        return connection
+
+
+def final_response():
+    """The class of an http.client.HTTPResponse that is not informational (RFC 9110 section
+    15.2)."""
+    from http.client import HTTPResponse
+
+    class FinalResponse(HTTPResponse):
+        def begin(self):
+            super().begin()
+            while self.status < 200:
+                self.headers = None  # or it would read no other
+                super().begin()
+
+    return FinalResponse
+
+
+def http_date(text: str) -> float:
+    """Seconds since 1970 of an HTTP-date (RFC 9110 section 5.6.7), or None."""
     from datetime import timezone
     from email.utils import parsedate_to_datetime
     try:
@@ -385,9 +500,9 @@ def http_date(text):
         return None
 
 
-def retry_after(headers):
-    """Seconds (int) that Retry-After in the headers of a Reply (RFC 9110 section 10.2.3) asks for,
-    None if it is missing or makes no sense."""
+def retry_after(headers) -> int:
+    """Seconds that Retry-After in the headers of a Reply (RFC 9110 section 10.2.3) asks for, None
+    if it is missing or makes no sense."""
     value = (headers.get("Retry-After") or "").strip()
     if re.match(r"[0-9]+\Z", value):
         return int(value[:4000])  # Python reads no longer ones
@@ -395,71 +510,88 @@ def retry_after(headers):
     return None if until is None else max(0, int(until - now))
 
 
-def parse_json(reply, **kinds):
-    """The JSON object (dict) in a Reply whose members are of these kinds (name=type), at least.
-    Raises AcmeError."""
+# ---- Client: one account ------------------------------------------------------------------------
+# Talks ACME to the CA by the room above.
+
+
+def parse_json(reply: Reply, **kinds: type) -> dict:
+    """The JSON object in a Reply whose members are of these kinds (name=type), at least. Raises
+    AcmeError."""
     import json
     try:
-        value = probe = json.loads(reply.body.decode("utf-8"))
-        for _ in range(99):  # what can just be read may be nested too deeply to be shown
-            probe = [probe]
-        str(probe)
+        value = json.loads(reply.body.decode("utf-8"))
     except (ValueError, RecursionError):
         value = None
-    found = value if isinstance(value, dict) else {}
-    wrong = [name for name in kinds if not isinstance(found.get(name), kinds[name])]
-    usable = "".join(" with a usable '%s'" % name for name in wrong[:1])
-    require(found is value and not wrong, "the CA's answer is no JSON object%s: %s", usable,
-            printable(reply.body.decode("utf-8", "replace"), 200))
+    wrong = "no JSON object" if not isinstance(value, dict) else ""
+    for name, kind in kinds.items():
+        if not wrong and not isinstance(value.get(name), kind):
+            wrong = f"no JSON object with a usable '{name}'"
+    if wrong:
+        shown = printable(reply.body.decode("utf-8", "replace"), 200)
+        raise AcmeError(f"the CA's answer is {wrong}: {shown}", 0)
     return value
 
 
-def problem_text(problem):
+def text_in(thing: dict, name: str) -> str:
+    """A member of a JSON object if it is a text, else "": what else it may be is not even shown, as
+    it may be nested too deeply for that."""
+    return thing[name] if isinstance(thing.get(name), str) else ""
+
+
+def problem_text(problem) -> str:
     """A problem document (RFC 7807, RFC 8555 section 6.7; any JSON) as one line of text."""
     if not isinstance(problem, dict):
-        return printable(problem)
-    who, parts = problem.get("identifier"), [problem.get("type"), problem.get("detail")]
-    parts.insert(0, who.get("value") if isinstance(who, dict) else who)
-    if isinstance(problem.get("subproblems"), list):
-        parts += [problem_text({**sub, "subproblems": None, "instance": None})
-                  for sub in problem["subproblems"] if isinstance(sub, dict)]
-    parts.append(problem.get("instance"))
+        return "no reason given"
+    who, subs = problem.get("identifier"), problem.get("subproblems")
+    parts = [text_in(who, "value") if isinstance(who, dict) else "", text_in(problem, "type"),
+             text_in(problem, "detail")]
+    parts += [problem_text({**sub, "subproblems": None, "instance": None})
+              for sub in (subs if isinstance(subs, list) else []) if isinstance(sub, dict)]
+    parts.append(text_in(problem, "instance"))
     return printable(": ".join(printable(p) for p in parts if p), 2000) or "no reason given"
 
 
-# ---- The protocol -------------------------------------------------------------------------------
+def location(reply: Reply) -> str:
+    """The Location header: the URL of an account or order (sections 7.3, 7.4). Raises
+    AcmeError."""
+    if not reply.headers.get("Location"):
+        raise AcmeError("the CA's answer has no Location header")
+    return reply.headers["Location"]
 
 
 class Client:
-    """One account at one ACME server (RFC 8555).
+    """One account at one ACME server (RFC 8555, whose sections are named below).
 
     url: the directory's; key: AccountKey; account: its URL if it is known; contact: list of URLs;
     log: called with a text. Every method raises AcmeError for whatever the CA's answers cause,
     and ToolError if openssl cannot sign.
-    skew: seconds that the CA's clock is ahead of ours, None before the first answer.
+    skew: seconds that the CA's clock is ahead of ours, None before the first answer with a Date.
     """
 
-    def __init__(self, url, key=None, account=None, contact=None, ca_bundle=None, proxy=None,
-                 log=lambda text: None):
+    def __init__(self, url: str, key: AccountKey, account: str = None, contact: list = None,
+                 ca_bundle: str = None, proxy: str = None, log=lambda text: None):
         self.url, self.key, self.account, self.contact = url, key, account, contact
-        self.opener, self.log = https_opener(ca_bundle, proxy), log
+        self.web, self.log = Web(ca_bundle, proxy), log
         self.nonce = self.skew = self.links = None
 
-    def fetch(self, what, url, body=None, method=None):
-        """The CA's Reply to one request. what: what is being done (str), for errors; body: bytes of
-        a JWS, or None; method: HEAD, or None for GET without a body and POST with one."""
-        from urllib.request import Request
-        good = url.lower().startswith("https://")
-        require(good, "%s: the CA names an address that is not https: %s", what, url)
-        headers = {} if body is None else {"Content-Type": "application/jose+json"}
+    def fetch(self, what: str, url: str, body: bytes = None, method: str = None,
+              seconds: float = REQUEST_SECONDS) -> Reply:
+        """The CA's answer to one request. what: what is being done, for errors; body: of a JWS;
+        method: HEAD, or None for GET without a body and POST with one."""
+        if not url.lower().startswith("https://"):
+            raise AcmeError(f"{what}: the CA names an address that is not https: {printable(url)}")
+        method = method or ("GET" if body is None else "POST")
+        headers = {"User-Agent": f"letsencrypt-tiny/{__version__}", "Accept-Language": "en"}
+        if body is not None:
+            headers["Content-Type"] = "application/jose+json"
         try:
-            response = self.opener.open(Request(url, body, headers, method=method))
-            reply = Reply(response.status, response.headers, response.read(ANSWER_BYTES + 1))
-            if len(reply.body) > ANSWER_BYTES or response.length:
-                raise ValueError("the answer was cut short, or has over %d bytes" % ANSWER_BYTES)
-        except Exception as error:  # whatever a hostile URL or answer makes Python raise
-            raise AcmeError("%s: no usable answer from %s: %s" % (
-                what, printable(url), printable(str(error) or type(error).__name__)))
+            reply = within(seconds, self.web.ask, method, url, body, headers)
+        except Exception as error:
+            reason = printable(str(error) or type(error).__name__)
+            if 80 <= getattr(error, "verify_code", 0) <= 93:  # what VERIFY_X509_STRICT refuses
+                reason += (": Python 3.13 and later want certificates to keep RFC 5280 to the "
+                           "letter; those of this CA, or of ca-bundle, must be made anew")
+            raise AcmeError(f"{what}: no usable answer from {printable(url)}: {reason}", 0)
         self.nonce = reply.headers.get("Replay-Nonce") or self.nonce
         date = http_date(reply.headers.get("Date"))
         self.skew = self.skew if date is None else date - time.time()
@@ -469,14 +601,13 @@ class Client:
             problem = parse_json(reply)
         except AcmeError:
             problem = {"detail": printable(reply.body.decode("utf-8", "replace").strip(), 200)}
-        raise AcmeError("%s: the CA refused (%d): %s (%s)" % (
-            what, reply.status, problem_text(problem), printable(url)), reply.status,
-            str(problem.get("type") or "").rpartition(":")[2],
+        raise AcmeError(
+            f"{what}: the CA refused ({reply.status}): {problem_text(problem)} ({printable(url)})",
+            reply.status, text_in(problem, "type").rpartition(":")[2],
             retry_after(reply.headers) if reply.status in (429, 503) else None)
 
-    def directory(self, name):
-        """The URL (str) of a resource (its name there) in the directory (section 7.1.1), which is
-        asked for once."""
+    def directory(self, name: str) -> str:
+        """The URL of a resource in the directory (7.1.1), which is asked for once."""
         if self.links is None:
             self.log("Getting directory...")
             self.links = parse_json(self.fetch("getting the directory", self.url), newNonce=str,
@@ -484,30 +615,39 @@ class Client:
             self.log("Directory found!")
         return self.links[name]
 
-    def post(self, what, url, payload=None):
-        """The Reply to a signed request (section 6.2) with a payload (for JSON), without one
-        POST-as-GET (6.3). A refused nonce (6.5) costs another try. what: as in fetch()."""
+    def ask_nonce(self):
+        """Have a nonce (7.2) for the next request; with it comes the CA's time."""
+        if not self.nonce:
+            self.fetch("getting a nonce", self.directory("newNonce"), method="HEAD")
+
+    def post(self, what: str, url: str, payload: dict = None) -> Reply:
+        """The answer to a signed request (6.2), without a payload POST-as-GET (6.3); what: as in
+        fetch(). A refused nonce (6.5) costs another try."""
         import json
         text = "" if payload is None else json.dumps(payload)
-        lost = self.opener.lost
-        for left in reversed(range(NONCES)):
-            if not self.nonce:
-                self.fetch("getting a nonce", self.directory("newNonce"), method="HEAD")
+        deadline, tries, resent = time.monotonic() + REQUEST_SECONDS, 0, self.web.resent
+        while True:
+            self.ask_nonce()
             head = {"kid": self.account} if self.account else {"jwk": self.key.jwk}
             head.update(alg=self.key.alg, nonce=self.nonce, url=url)
             protected, body = b64(json.dumps(head).encode()), b64(text.encode())
-            signature = b64(self.key.sign(("%s.%s" % (protected, body)).encode()))
+            signature = b64(self.key.sign(f"{protected}.{body}".encode()))
             jws = json.dumps({"protected": protected, "payload": body, "signature": signature})
-            self.nonce = None
+            self.nonce, tries = None, tries + 1
+            left = deadline - time.monotonic()
             try:
-                return self.fetch(what, url, jws.encode())
+                return self.fetch(what, url, jws.encode(), seconds=max(1, left))
             except AcmeError as error:
+                pause = 0 if tries < NONCES else 3  # some servers refuse most nonces, to test us
                 # A request whose answer is lost each time may have been obeyed each time
-                if error.type != "badNonce" or not left or self.opener.lost > lost + 2:
+                obeyed = self.web.resent > resent + 2
+                left = deadline - time.monotonic()
+                if error.type != "badNonce" or obeyed or left < pause:
                     raise
+            time.sleep(pause)
 
     def register(self):
-        """Make the account, or find it by its key (sections 7.3, 7.3.1); sets .account."""
+        """Make the account, or find it by its key (7.3, 7.3.1); sets .account."""
         self.account, url = None, self.directory("newAccount")
         self.log("Registering account...")
         terms = {"termsOfServiceAgreed": True}
@@ -517,11 +657,11 @@ class Client:
         except AcmeError as error:
             if not contact or error.status != 400 and "Contact" not in error.type:
                 raise
-            self.log("The CA does not take the contact: %s" % error)
+            self.log(f"The CA does not take the contact: {error}")
             reply, contact = self.post("registering", url, terms), {}
-        self.account, new = location(reply), reply.status == 201
-        self.log("%s Account ID: %s" % ("Registered!" if new else "Already registered!",
-                                        printable(self.account)))
+        self.account = location(reply)
+        known = "Registered!" if reply.status == 201 else "Already registered!"
+        self.log(f"{known} Account ID: {printable(self.account)}")
         try:
             if contact and reply.status == 200:
                 self.post("updating the contact", self.account, contact)
@@ -532,144 +672,202 @@ class Client:
                 raise
             self.log(str(error))  # it is optional: some CAs forget it, or refuse
 
-    def new_order(self, names):
-        """The Reply that holds an order for names (list of str), section 7.4."""
+    def order(self, names: list) -> "Order":
+        """Place an order for these names (7.4)."""
         payload = {"identifiers": [{"type": "dns", "value": name} for name in names]}
-        what = "ordering for %s" % ", ".join(names)
+        what = f"ordering for {printable(', '.join(names))}"
         for known in (self.account is not None, False):
             if not self.account:
                 self.register()
             self.log("Creating new order...")
             try:
-                return self.post(what, self.directory("newOrder"), payload)
+                reply = self.post(what, self.directory("newOrder"), payload)
+                break
             except AcmeError as error:
-                # Servers word an unknown account in many ways; to register again does no harm.
+                # Servers word an unknown account in many ways; to register again does no harm
                 if not known or error.status not in (400, 401, 403, 404, 500) or error.type not in (
                         "", "accountDoesNotExist", "malformed", "unauthorized", "serverInternal"):
                     raise
                 self.account = None
-
-    def obtain(self, names, csr, spki, solver):
-        """The checked chain (PEM str) for names (list of str) and a CSR (DER bytes) whose public
-        key is spki (DER bytes), by the challenges that solver (HttpFiles) puts in place and removes
-        (sections 7.4, 7.4.2)."""
-        reply = self.new_order(names)
-        order, url, todo = parse_json(reply, status=str), location(reply), []
         self.log("Order created!")
-        for name in names if order["status"] == "ready" else ():
-            self.log("Already verified: %s, skipping..." % name)
-        try:
-            if order["status"] == "pending":
-                todo = self.authorize(names, parse_json(reply, authorizations=list), solver)
-                order = self.poll(url, order, None, ("pending",), todo)
-        finally:
-            solver.remove()
-        for name, _ in todo:
-            self.log("%s verified!" % name)
-        self.log("Signing certificate...")
-        for _ in range(2):
-            busy, finalize = ("pending", "processing"), str(order.get("finalize"))
-            if order["status"] == "ready":
-                try:
-                    reply = self.post("finalizing the order", finalize, {"csr": b64(csr)})
-                    order, busy = {**order, **parse_json(reply, status=str)}, busy + ("ready",)
-                except AcmeError as error:
-                    if error.type != "orderNotReady":  # not yet; or it is done: an answer was lost
-                        raise
-                    reply, order = None, dict(order, status="pending")
-            order = self.poll(url, order, reply, busy, [])
-        require(order["status"] == "valid", "Order failed for %s: it is %s: %s", ", ".join(names),
-                order["status"], problem_text(order.get("error") or {}))
-        reply = self.post("downloading the certificate", str(order.get("certificate")))
-        text = check_chain(reply.body.decode("ascii", "replace"), spki, names, time.time())
-        self.log("Certificate signed!")
-        return text
+        return Order(self, location(reply), reply)
 
-    def authorize(self, names, order, solver):
-        """Have solver put in place a challenge for each of the names (list of str) that the order
-        (dict) wants validated, then tell the CA of all (sections 7.5, 7.5.1, 8).
+    def resume(self, url: str) -> "Order":
+        """The order with this URL, which an earlier run placed. Raises AcmeError, with a status if
+        the CA does not know it."""
+        if not self.account:
+            self.register()
+        return Order(self, url, self.post("asking for the order", url))
 
-        Returns [(name, authorization URL)] of what the CA now validates.
+
+# ---- Order: one order ---------------------------------------------------------------------------
+# Talks ACME to the CA by the room above; what proves a name is put in place by the solvers below.
+
+
+class Order:
+    """One order for a certificate (RFC 8555 section 7.1.3), with the first Reply that showed it.
+
+    status: as in section 7.1.6; body: what the CA said of it so far (dict); unproved: [(name,
+    authorization URL)] of what the CA now verifies. Methods raise as a Client's.
+    """
+
+    def __init__(self, client: Client, url: str, reply: Reply):
+        self.client, self.url, self.body, self.unproved = client, url, {}, []
+        self.take(reply)
+
+    def take(self, reply: Reply):
+        """Note what an answer says of the order; some CAs say things only once."""
+        self.body = {**self.body, **parse_json(reply, status=str)}
+        self.status, self.hint = self.body["status"], retry_after(reply.headers)
+
+    def ask(self):
+        """Ask how the order is (7.4)."""
+        self.take(self.client.post("asking for the order", self.url))
+
+    def obtain(self, csr: bytes, solvers: list, finalizing=lambda url: None) -> str:
+        """Carry the order to its end, whatever its status (7.1.6): the checked chain (PEM).
+
+        csr: PKCS#10 in DER; solvers: what can prove that a name is ours (see the next room);
+        finalizing: called with the order's URL before the CA is told to issue, so that a later run
+        can go on with the order if this one dies, or the CA takes too long.
         """
-        tasks, links, left = [], [], {name.lower() for name in names}
-        for url in order["authorizations"]:
-            reply = self.post("asking for an authorization", str(url))
-            found = parse_json(reply, identifier=dict, status=str, challenges=list)
-            name = str(found["identifier"].get("value")).lower()
-            name = "*." + name if found.get("wildcard") is True else name
-            require(name in left, "the CA wants an authorization for %s, which was not asked for, "
-                    "or twice", name)
+        names, spki = parse_csr(csr)
+        try:
+            for name in names if self.status == "ready" else ():
+                self.client.log(f"Already verified: {name}, skipping...")
+            if self.status == "pending":
+                self.authorize(names, solvers)
+            for last in False, True:
+                if self.status == "ready":
+                    self.finalize(csr, finalizing, last)
+            if self.status == "processing":
+                self.wait("processing")
+        finally:
+            for solver in solvers:
+                solver.remove()
+        if self.status == "valid":
+            return self.download(spki, names)
+        reason = f"it is {printable(self.status)}: {problem_text(self.body.get('error'))}"
+        raise OrderFailed(f"Order failed for {printable(', '.join(names))}: {reason}")
+
+    def authorize(self, names: list, solvers: list):
+        """Have solvers put in place what proves each name that the order wants proved, tell the CA
+        of all, and wait for its word (7.5, 7.5.1, 8)."""
+        urls, left, chosen = self.body.get("authorizations"), {name.lower() for name in names}, []
+        if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
+            raise AcmeError("the CA's order has no usable 'authorizations'")
+        for url in urls:
+            reply = self.client.post("asking for an authorization", url)
+            found = parse_json(reply, identifier=dict, status=str)
+            name = text_in(found["identifier"], "value").lower()
+            name = f"*.{name}" if found.get("wildcard") is True else name
+            if name not in left:
+                raise AcmeError(f"the CA wants an authorization for {printable(name)}: that was "
+                                "not asked for, or twice")
             left.remove(name)
             if found["status"] == "valid":
-                self.log("Already verified: %s, skipping..." % name)
+                self.client.log(f"Already verified: {name}, skipping...")
                 continue
-            fits = [c for c in found["challenges"] if isinstance(c, dict)
-                    and c.get("type") == solver.kind and isinstance(c.get("url"), str)]
-            token = fits[0].get("token") if fits else None
-            good = isinstance(token, str) and re.match(r"[A-Za-z0-9_-]{1,200}\Z", token)
-            require(good and found["status"] == "pending",
-                    "%s cannot be verified: its authorization is %s, and its %s challenge %s",
-                    name, found["status"], solver.kind, fits[0] if fits else "is missing")
-            tasks.append((name, token, "%s.%s" % (token, self.key.thumbprint)))
-            links.append((name, fits[0]["url"], url))
-        solver.present(tasks)
-        for name, challenge, _ in links:
-            self.log("Verifying %s..." % name)
-            self.post("asking the CA to verify %s" % name, challenge, {})
-        return [(name, url) for name, _, url in links]
+            chosen.append((name, *self.choose(name, found, solvers)))
+            self.unproved.append((name, url))
+        for solver in solvers:
+            tasks = [task for _, one, task, _ in chosen if one is solver]
+            if tasks:
+                solver.present(tasks)
+        for name, _, _, challenge in chosen:
+            self.client.log(f"Verifying {name}...")
+            self.client.post(f"asking the CA to verify {name}", challenge, {})
+        self.hint = None  # that of the order's first answer was for later
+        self.wait("pending")
+        for name, *_ in chosen:
+            self.client.log(f"{name} verified!")
 
-    def poll(self, url, order, reply, busy, todo):
-        """The order (dict) once its status is not in busy (section 7.4), asked for when
-        Retry-After says, else at once, after 50 ms, 100 ms ... 5 s, for POLL_SECONDS at most.
+    def choose(self, name: str, authorization: dict, solvers: list) -> tuple:
+        """(solver, its task, challenge's URL) for the first challenge in an authorization (7.1.4)
+        that a solver takes."""
+        challenges = authorization.get("challenges")
+        for challenge in challenges if isinstance(challenges, list) else ():
+            usable = isinstance(challenge, dict) and authorization["status"] == "pending" and (
+                challenge.get("status", "pending") == "pending" and text_in(challenge, "url"))
+            for solver in solvers if usable else ():
+                task = solver.task(name, challenge, self.client)
+                if task is not None:
+                    return solver, task, challenge["url"]
+        raise AcmeError(f"{name} cannot be verified: its authorization is "
+                        f"{printable(authorization['status'])}, with no challenge that we can meet")
 
-        Some CAs leave the order pending when a validation failed, so authorizations are looked at
-        (todo: [(name, URL)]) when it takes long.
-        """
-        deadline, pause, left = time.monotonic() + POLL_SECONDS, 0, list(todo)
-        while order["status"] in busy and time.monotonic() < deadline - 0.1:
-            hint = retry_after(reply.headers) if reply else None
-            wait = pause if hint is None else max(0.5, hint)
+    def finalize(self, csr: bytes, finalizing, last: bool):
+        """Have the CA issue, and wait for it (7.4). An answer that is lost or late is no failure:
+        the order tells. last: it is not tried again."""
+        busy = ["pending", "processing"]
+        self.client.log("Signing certificate...")
+        finalizing(self.url)
+        try:
+            self.take(self.client.post("finalizing the order", text_in(self.body, "finalize"),
+                                       {"csr": b64(csr)}))
+            busy.append("ready")  # for a moment it may still say so
+        except AcmeError as error:
+            if last or error.status != 0 and error.type != "orderNotReady":
+                raise
+            self.ask()
+        self.wait(*busy)
+
+    def wait(self, *busy: str):
+        """Ask for the order until its status is none of these (7.4): when Retry-After says, else at
+        once, after 50 ms, 100 ms ... 5 s, for POLL_SECONDS at most."""
+        deadline, pause = time.monotonic() + POLL_SECONDS, 0
+        while self.status in busy and time.monotonic() < deadline - 0.1:
+            wait = pause if self.hint is None else max(0.5, self.hint)
             time.sleep(max(0, min(wait, deadline - time.monotonic())))
-            reply = self.post("asking for the order", url)
-            order = {**order, **parse_json(reply, status=str)}  # some CAs say things only once
-            if max(pause, wait) > 0.5 and order["status"] in busy:
-                self.look(left, False)
+            self.ask()
+            if max(pause, wait) > 0.5 and self.status in busy:
+                self.look(False)  # some CAs leave the order pending when a validation failed
             pause = min(5, pause * 2 or 0.05)
-        if order["status"] in busy or order["status"] == "invalid":
-            self.look(left, True)
-        names = ", ".join(name for name, _ in left)
-        require(order["status"] not in busy, "the order is still %s after %s seconds%s: try again "
-                "later", order["status"], POLL_SECONDS, names and " (not verified: %s)" % names)
-        return order
+        if self.status in busy or self.status == "invalid":
+            self.look(True)
+        if self.status in busy:
+            names = ", ".join(name for name, _ in self.unproved)
+            names = f" (not verified: {printable(names)})" if names else ""
+            raise AcmeError(f"the order is still {self.status} after {POLL_SECONDS} seconds"
+                            f"{names}: try again later")
 
-    def look(self, left, everything):
-        """Raise AcmeError if an authorization in left ([(name, URL)]) failed; drop the valid
-        ones. Unless everything is asked for, stop at the first that is still pending."""
+    def look(self, everything: bool):
+        """Raise AcmeError if a name was not proved; forget those that were. Unless everything is
+        asked for, stop at the first that is still pending."""
         failed = []
-        for name, url in list(left):
-            reply = self.post("asking for the authorization of %s" % name, url)
+        for name, url in list(self.unproved):
+            reply = self.client.post(f"asking for the authorization of {name}", url)
             found = parse_json(reply, status=str, challenges=list)
             errors = "; ".join(problem_text(challenge["error"]) for challenge in found["challenges"]
                                if isinstance(challenge, dict) and challenge.get("error"))
             if found["status"] == "valid":
-                left.remove((name, url))
+                self.unproved.remove((name, url))
             elif found["status"] != "pending" or errors:
-                errors = errors or "its authorization is %s" % printable(found["status"])
-                failed.append("Challenge did not pass for %s: %s" % (name, errors))
+                errors = errors or f"its authorization is {printable(found['status'])}"
+                failed.append(f"Challenge did not pass for {name}: {errors}")
             elif not everything:
                 break
         if failed:
             raise AcmeError("; ".join(failed))
 
+    def download(self, spki: bytes, names: list) -> str:
+        """The chain (PEM; 7.4.2), checked for our public key (DER) and names."""
+        url = text_in(self.body, "certificate")
+        text = self.client.post("downloading the certificate", url).body.decode("ascii", "replace")
+        # If the clocks differ, one of them is wrong, and the certificate shows which
+        ours = time.time()
+        text = check_chain(text, spki, names, ours, ours + (self.client.skew or 0))
+        self.client.log("Certificate signed!")
+        return text
 
-def location(reply):
-    """The Location header (str) of a Reply: the URL of an account or order (RFC 8555 sections 7.3,
-    7.4). Raises AcmeError."""
-    require(reply.headers.get("Location"), "the CA's answer has no Location header")
-    return reply.headers["Location"]
 
-
-# ---- http-01 ------------------------------------------------------------------------------------
+# ---- Solvers ------------------------------------------------------------------------------------
+# Put in place what proves that a name is ours: this one writes files in the challenge folder, and
+# talks http to the web server that serves them.
+#
+# A solver has three methods. task(name, challenge, account): what must be made true for this
+# challenge (a dict of RFC 8555 section 8) of a Client's account, or None if it is not its kind;
+# present(tasks): make it true; remove(): take it away, called at every end.
 
 
 class HttpFiles:
@@ -678,85 +876,144 @@ class HttpFiles:
     check: is each file fetched as the CA will, before the CA is told ("no"; "warn": trouble is
     told what is wrong; "require": AcmeError); port: for that (int or str; None: 80); note(paths):
     called with the files before they are made; trouble(text): told of files that stay behind, too.
+    paths: the files that are there, or may be.
     """
-    kind = "http-01"
 
-    def __init__(self, folder, check="no", port=None, note=lambda paths: None,
+    def __init__(self, folder: str, check: str = "no", port=None, note=lambda paths: None,
                  trouble=lambda text: None):
         self.folder, self.check, self.port, self.paths = folder, check, port, []
         self.note, self.trouble = note, trouble
 
-    def present(self, tasks):
-        """Write the files for tasks: [(name, token, key authorization)], and check them.
-        Raises ToolError, AcmeError."""
+    def task(self, name: str, challenge: dict, account: Client) -> tuple:
+        """(name, token, key authorization), or None if it is not http-01. Raises AcmeError for a
+        token that might be something else than the name of a new file."""
+        if challenge.get("type") != "http-01":
+            return None
+        token = text_in(challenge, "token")
+        if not re.match(r"[A-Za-z0-9_-]{22,200}\Z", token):
+            raise AcmeError(f"{name} cannot be verified: its http-01 challenge has no usable "
+                            f"token: {printable(token, 200)}")
+        return name, token, f"{token}.{account.key.thumbprint}"
+
+    def present(self, tasks: list):
+        """Write the files for tasks, and check them. Raises ToolError, AcmeError."""
         self.paths = paths = [os.path.join(self.folder, token) for _, token, _ in tasks]
         self.note(list(paths))
         try:
             for path, (_, _, text) in zip(paths, tasks):
-                if os.path.lexists(path):
-                    os.unlink(path)
-                # O_EXCL: the web server's user may be able to plant a link here
-                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-                with open(fd, "wb") as file:
-                    os.fchmod(fd, 0o644)
-                    file.write(text.encode())
+                as_owner(self.folder, write_anew, path, text)
         except OSError as error:
-            raise ToolError("cannot write the challenge file %s: %s" % (path, error.strerror))
-        end, port = time.monotonic() + CHECK_SECONDS, ":%s" % self.port if self.port else ""
+            raise ToolError(f"cannot write the challenge file {path}: {error.strerror}")
+        end, port = time.monotonic() + CHECK_SECONDS, f":{self.port}" if self.port else ""
         for path, (name, token, text) in zip(paths, tasks if self.check != "no" else ()):
-            url = "http://%s%s/.well-known/acme-challenge/%s" % (name, port, token)
+            url = f"http://{name}{port}/.well-known/acme-challenge/{token}"
             wrong = self_check(url, text, max(1, end - time.monotonic()))
             if wrong:
-                wrong = "Wrote file to %s, but couldn't download %s: %s" % (path, url, wrong)
-                require(self.check == "warn", "%s", wrong)
+                wrong = f"Wrote file to {path}, but couldn't download {url}: {wrong}"
+                if self.check == "require":
+                    raise AcmeError(wrong)
                 self.trouble(wrong)
 
     def remove(self):
         """Remove the files; what cannot be removed is only told, and stays in .paths."""
         for path in list(self.paths):
             try:
-                if os.path.lexists(path):
-                    os.unlink(path)
+                as_owner(self.folder, unlink, path)
                 self.paths.remove(path)
             except OSError as error:
-                self.trouble("cannot remove %s: %s" % (path, error.strerror))
+                self.trouble(f"cannot remove {path}: {error.strerror}")
 
 
-def self_check(url, text, seconds):
-    """Fetch what must be text (str) from an http URL as a CA does (RFC 8555 section 8.3): redirects
-    followed without a look at TLS certificates, no proxy. Returns "", or what is wrong (str), after
-    so many seconds (float) and one more at the latest."""
-    import socket, ssl, threading, urllib.request as web
-    context, found = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ["no answer in %d seconds" % seconds]
+def as_owner(folder: str, function, *args):
+    """function(*args), run by root with no more rights than the first other user has who owns a
+    part of the way to a folder: he may let it lead elsewhere at any time."""
+    parts = os.path.realpath(folder).split("/")
+    ways = [os.stat("/".join(parts[:count]) or "/") for count in range(1, len(parts) + 1)]
+    owner = next((info for info in ways if info.st_uid), None)
+    if os.geteuid() or not owner:
+        return function(*args)
+    groups = os.getgroups()
+    try:
+        os.setgroups([])
+        os.setegid(owner.st_gid)
+        os.seteuid(owner.st_uid)
+        return function(*args)
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+
+
+def write_anew(path: str, text: str):
+    """Write a file that all may read, in the place of one that is there. Raises OSError."""
+    unlink(path)
+    # O_EXCL: the web server's user may be able to plant a link here
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    with open(fd, "wb") as file:
+        os.fchmod(fd, 0o644)
+        file.write(text.encode())
+
+
+def unlink(path: str):
+    """Remove a file, if it is there. Raises OSError."""
+    if os.path.lexists(path):
+        os.unlink(path)
+
+
+def self_check(url: str, text: str, seconds: float) -> str:
+    """Fetch what must be this text from an http URL as a CA does (RFC 8555 section 8.3): redirects
+    followed without a look at TLS certificates, no proxy. "", or what is wrong, after so many
+    seconds and one more at the latest."""
+    import socket, ssl, urllib.request as web
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    opener = opener_of(web.HTTPHandler(), web.HTTPSHandler(context=context), web.UnknownHandler(),
-                       web.HTTPRedirectHandler(), web.HTTPErrorProcessor(),
-                       web.HTTPDefaultErrorHandler())
+    opener = web.OpenerDirector()  # it can do only what these can: no files, no ftp
+    for handler in (web.HTTPHandler(), web.HTTPSHandler(context=context), web.UnknownHandler(),
+                    web.HTTPRedirectHandler(), web.HTTPErrorProcessor(),
+                    web.HTTPDefaultErrorHandler()):
+        opener.add_handler(handler)
 
     def look():
-        address = "no address"
+        host = web.Request(url).host.partition(":")[0]
+        known = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
+        address = " ".join(dict.fromkeys(info[4][0] for info in known))
         try:
-            host = web.Request(url).host.partition(":")[0]
-            known = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
-            address = " ".join(dict.fromkeys(info[4][0] for info in known))
             with opener.open(url, timeout=seconds) as answer:
                 body = answer.read(1000).decode("utf-8", "replace").strip()
-            found[0] = "" if body == text else "%s: it is another text" % address
         except Exception as error:  # whatever a strange answer makes Python raise
-            found[0] = "%s: %s" % (address, printable(str(error) or type(error).__name__))
+            return f"{address}: {printable(str(error) or type(error).__name__)}"
+        return "" if body == text else f"{address}: it is another text"
 
-    thread = threading.Thread(target=look, daemon=True)  # a drip of bytes may go on for ever
-    thread.start()
-    thread.join(seconds + 1)
-    return found[0]
+    try:
+        return within(seconds + 1, look)
+    except TimeoutError as error:
+        return str(error)
+    except Exception as error:
+        return f"no address: {printable(error)}"
 
 
-# ---- As acme-tiny 5.0.3 -------------------------------------------------------------------------
+# ---- acme-tiny 5.0.3's own face -----------------------------------------------------------------
+# Reads the CSR's file, writes to stdout and stderr. All from here on is only for its stand-alone
+# use: it is not built into the single file, and nothing above knows of it.
+
+DEFAULT_CA = "https://acme-v02.api.letsencrypt.org"  # deprecated, as in acme-tiny
 
 
-def get_crt(account_key, csr, acme_dir, log=None, CA=DEFAULT_CA, disable_check=False,
-            directory_url=DEFAULT_DIRECTORY_URL, contact=None, check_port=None):
-    """The signed chain (PEM str) for a CSR, as acme-tiny 5.0.3 does it.
+def __getattr__(name: str):
+    """LOGGER is made when it is asked for: importing logging takes its time."""
+    if name != "LOGGER":
+        raise AttributeError(name)
+    import logging
+    logger = globals()["LOGGER"] = logging.getLogger(__name__)
+    logger.setLevel(logger.level or logging.INFO)
+    logger.addHandler(logging.StreamHandler())
+    return logger
+
+
+def get_crt(account_key: str, csr: str, acme_dir: str, log=None, CA: str = DEFAULT_CA,
+            disable_check: bool = False, directory_url: str = DEFAULT_DIRECTORY_URL,
+            contact: list = None, check_port=None) -> str:
+    """The signed chain (PEM) for a CSR, as acme-tiny 5.0.3 does it.
 
     account_key, csr: paths of PEM files; acme_dir: the challenge folder; log: a logging.Logger;
     CA: deprecated; disable_check: do not fetch the challenge files first; contact: list of URLs;
@@ -769,20 +1026,19 @@ def get_crt(account_key, csr, acme_dir, log=None, CA=DEFAULT_CA, disable_check=F
     try:
         request = openssl("req", "-in", csr, "-outform", "DER", stdin=None)
     except ToolError as error:
-        raise ToolError("Error loading %s: %s" % (csr, error))
-    names, spki = parse_csr(request)
-    log.info("Found domains: %s" % ", ".join(names))
-    url = CA + "/directory" if CA != DEFAULT_CA else directory_url
+        raise ToolError(f"Error loading {csr}: {error}")
+    names, _ = parse_csr(request)
+    log.info(f"Found domains: {', '.join(names)}")
+    url = f"{CA}/directory" if CA != DEFAULT_CA else directory_url
     check = "no" if disable_check else "require"
     solver = HttpFiles(acme_dir, check, check_port, trouble=log.info)
-    return Client(url, key, contact=contact, log=log.info).obtain(names, request, spki, solver)
+    client = Client(url, key, contact=contact, log=log.info)
+    return client.order(names).obtain(request, [solver])
 
 
-def main(argv=None):
-    """The command line of acme-tiny 5.0.3: the chain on stdout, the log on stderr.
-
-    argv: list of str. Raises what get_crt() raises.
-    """
+def main(argv: list = None):
+    """The command line of acme-tiny 5.0.3: the chain on stdout, the log on stderr. Raises what
+    get_crt() raises."""
     import argparse
     parser = argparse.ArgumentParser(description="Get a certificate from an ACME CA by http-01. "
                                      "Read this file before you trust it with your account key.")
@@ -806,4 +1062,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit("acme_tiny: %s" % error)
+        sys.exit(f"acme_tiny: {error}")

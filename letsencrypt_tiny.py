@@ -1,66 +1,64 @@
 #!/usr/bin/python3 -IS
-"""letsencrypt-tiny: a line of certificates, for services that publish TLSA records (DANE).
-
-usage: letsencrypt-tiny -c CONFIG [-k] [-n] {init, renew, cron, status, tlsa}
-
-  init     make folders, account key, live key and certificate; once, by hand
-  renew    obtain new certificates now; with --new-key stage a new private key instead, with
-           --new-key --now make it (or the one that is staged) live without waiting
-  cron     do whatever is due, silent when nothing is; daily
-  status   tell what is there and what comes next; exit status 1 if something is overdue
-  tlsa     tell the TLSA records that DNS must hold, as lines of a zone file, or --json, or
-           commands for nsupdate (--nsupdate), with --ttl SECONDS (default 3600); with --check
-           compare DNS with them, exit status 1 if it differs
-
-  -c, --config CONFIG   the line's config file; may be repeated
-  -k, --hooks           run the hooks
-  -n, --dry-run         tell what cron or renew would do first, and why
-  --version             tell the version, and the SHA-256 of this file
-
-exit status: 0 done or nothing to do, 1 something due could not be done, 2 wrong usage or config,
-75 another run holds the lock, 128+n ended by signal n
-"""
-# Services always use KEYS/live.key and CERTS/live.crt. A plain renewal keeps the key, so DNS stays
-# as it is. When the key grows old, its successor is staged: it gets its certificate, both keys are
-# published in DNS, and only when no cache can still hold the old records does it become live:
+"""letsencrypt-tiny: a line of certificates, for services that publish TLSA records (DANE)."""
+# A *line* is a sequence of certificates, each the successor of the one before, possibly for another
+# private key. Services always use its tip, KEYS/live.key and CERTS/live.crt. A plain renewal keeps
+# the key, so DNS stays as it is. When the key grows old, its successor is staged: it gets its
+# certificate, both keys are published in DNS, and only when no cache can still hold the old records
+# does it become live:
 #
 #     live.key too old -> staging.key -> staging.crt -> post-keychange -> wait -> live.key, live.crt
 #
-# Every run looks at what IS (files, state, DNS), does the first thing that is due, and looks again.
-# So a crash, a full disk or a broken hook needs no code of its own: the next run goes on.
-import fcntl, getopt, json, os, re, signal, stat, sys, time
+# Every run looks at what IS (Facts), asks RULES what is due (decide), does the first of it (Run),
+# and looks again. So a crash, a full disk or a broken hook needs no code of its own: the next run
+# goes on. The rooms of this file, in reading order; each uses only those above it:
+#
+#     words     every sentence that is told again and again     terminal
+#     config    what the administrator wants                    reads the config
+#     facts     what is there                                   reads files
+#     rules     what is to be done                              touches nothing
+#     DNS       what resolvers, servers and services show       network, writes nothing
+#     files     the only code that writes                       files
+#     run       does it, one method a verb                      all of the above
+#     commands  the command line                                terminal, signals
+import fcntl, json, os, re, signal, stat, sys, time
 from collections import namedtuple
 
 try:
     sys.path.append(os.path.dirname(os.path.realpath(__file__)))  # python3 -I leaves it out
-    from acme_tiny import (DEFAULT_DIRECTORY_URL, EXTENSION_REQUEST, SUBJECT_ALT_NAME, AccountKey,
-                           AcmeError, Client, HttpFiles, ToolError, key_kind, openssl,
-                           parse_certificate, pem, printable, public_key, tlv, utc)
+    from acme_tiny import (DEFAULT_DIRECTORY_URL, AccountKey, AcmeError, Client, HttpFiles,
+                           OrderFailed, ToolError, key_kind, make_csr, name_text, openssl,
+                           parse_certificate, pem, printable, public_key, utc)
 except ImportError:
     sys.exit("letsencrypt-tiny: copy acme_tiny.py beside this file, or use the single file")
 
-for module in "_sha2", "_sha256", "hashlib":  # the last one loads all of OpenSSL, which takes long
-    try:
-        new_sha256 = __import__(module).sha256
-        break
-    except ImportError:
-        pass
-
-__version__ = "1.0"
+__version__ = "1.1"
 HOUR, DAY = 3600, 86400
-# After failed requests; not quite a day, so that a daily cron job never comes a second too early.
+# After failed requests; not quite a day, so that a daily cron job never comes a second too early
 RETRY_SECONDS = 0, 60, 600, 6000, DAY - 600
+LOOK_SECONDS = DAY - HOUR      # what is right is looked at, and what is wrong is told, once a day
 RETRY_AFTER_SECONDS = 8 * DAY  # the longest that a server can keep us away
 CLOCK_SECONDS = HOUR           # what the CA's clock and ours may differ by
+LOCK_SECONDS = 10
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
-# ---- Text ---------------------------------------------------------------------------------------
+# ---- Words: touches the terminal ----------------------------------------------------------------
+
+# What a Step does, when it is done; and how it is announced as long as it lies ahead
+TEXTS = {
+    "drop": "Removing '{staging}.{what}'", "discard": "Moving '{staging}.{what}' to the backups",
+    "rename": "Making '{staging}.{what}' live", "unstage": "Making '{staging}' live",
+    "request": "Obtaining certificate '{pair}' for {names}", "hook": "Running {what}",
+    "stage": "Making a new private key '{staging}' ({key_type})", "look": "Looking at {what}",
+    "publish": "Starting the staging time of '{staging}'", "watch": "Looking at {what}"}
+COMING = {"request": "'{pair}' is renewed", "stage": "a new key is made",
+          "unstage": "'{staging}' goes live", "watch": "{what} is looked at"}
+LOOKS = {"clock": "the CA's clock", "dns": "DNS", "served": "the services"}
 
 
 class Problem(Exception):
-    """What the administrator is told in one line; status: the exit status (int)."""
+    """What the administrator is told in one line; status: the exit status."""
 
-    def __init__(self, text, status=1):
+    def __init__(self, text: str, status: int = 1):
         super().__init__(text)
         self.status = status
 
@@ -72,8 +70,8 @@ class Stopped(BaseException):
 deaf = set()  # file descriptors that nobody reads
 
 
-def emit(fd, text):
-    """Write a line (str) to a file descriptor; a closed, full or stuck one never stops us."""
+def emit(fd: int, text: str):
+    """Write a line to a file descriptor; a closed, full or stuck one never stops us."""
     import select
     data, poll = (text + "\n").encode("utf-8", "backslashreplace"), select.poll()
     poll.register(fd, select.POLLOUT)
@@ -86,66 +84,56 @@ def emit(fd, text):
         deaf.add(fd)
 
 
-def say(text):
-    """Tell what is done (str) on stdout."""
+def say(text: str):
+    """Tell on stdout what is done."""
     emit(1, text)
 
 
-def complain(file, text):
-    """Tell what is wrong (str) with the line of this config file (path) on stderr."""
-    emit(2, "letsencrypt-tiny: %s: %s" % (file, text))
+def complain(file: str, text: str):
+    """Tell on stderr what is wrong with the line of this config file."""
+    emit(2, f"letsencrypt-tiny: {file}: {text}")
 
 
-def reason(error):
-    """The words (str) of an exception for people."""
+def reason(error: BaseException) -> str:
+    """The words of an exception for people."""
     named = isinstance(error, OSError) and error.strerror
-    return "%s: %s" % (error.filename or "the system", error.strerror) if named else str(error)
+    return f"{error.filename or 'the system'}: {error.strerror}" if named else str(error)
 
 
-# ---- Config -------------------------------------------------------------------------------------
+# ---- Config: reads the config file --------------------------------------------------------------
 
 
-def host_name(name):
-    """A host name (str) as A-labels in lower case. Raises ValueError, also for a name on which IDNA
-    2003 (RFC 3490, which Python has) and 2008 (RFC 5891, which CAs ask for) differ."""
-    if not name.isascii():
-        import unicodedata
-        from encodings import idna
-        labels = [idna.nameprep(label) for label in name.split(".")]
-        if set(name.lower()) & set("\u00df\u03c2\u200c\u200d") or not all(
-                unicodedata.category(c) in "Ll Lo Lm Mn Mc Nd" for c in "".join(labels)
-                if c != "-"):
-            raise ValueError("%s: write its A-label (xn--...)" % name)
-        name = ".".join(idna.ToASCII(label).decode() for label in labels)
-    name = name.lower()
+def host_name(name: str) -> str:
+    """A host name of A-labels in lower case, without a trailing dot. Raises ValueError."""
+    name = name.lower()[:-1] if name.endswith(".") else name.lower()
     if not re.match(r"(?=.{1,253}\Z)((?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!\Z)|\Z))+\Z", name) or (
             name.rpartition(".")[2].isdigit()):
-        raise ValueError(name + (" (wildcards need dns-01)" if "*" in name else ""))
+        raise ValueError(name + (" (wildcards need dns-01)" if "*" in name else "" if (
+            name.isascii()) else ": write its A-label (xn--...)"))
     return name
 
 
-def host_names(text):
-    """The words of a text as host_name(): a list of 1 to 100 str without duplicates.
-    Raises ValueError."""
+def host_names(text: str) -> list:
+    """The words of a text as host_name(), 1 to 100 without duplicates. Raises ValueError."""
     names = list(dict.fromkeys(map(host_name, text.split())))
     if not 0 < len(names) <= 100:
-        raise ValueError("%d names" % len(names))
+        raise ValueError(f"{len(names)} names")
     return names
 
 
-def path(text):
-    """An absolute path (str) without a trailing slash. Raises ValueError."""
+def path(text: str) -> str:
+    """An absolute path without a trailing slash. Raises ValueError."""
     if not text.startswith("/") or not text.isprintable():
         raise ValueError(text)
     return re.sub("/+", "/", text).rstrip("/") or "/"
 
 
-def matching(pattern, many=False):
+def matching(pattern: str, many: bool = False):
     """A reader of one word (str), or of many (list of str), that match a regular expression, in
     which a group named port is a port. The reader raises ValueError."""
     def read(text):
         words = text.split()
-        found = [re.match("(%s)\\Z" % pattern, word) for word in words]
+        found = [re.match(f"({pattern})\\Z", word) for word in words]
         if not all(found) or not words or not many and len(words) > 1 or any(
                 int(match.groupdict().get("port") or 1) not in range(1, 65536) for match in found):
             raise ValueError(text)
@@ -153,23 +141,23 @@ def matching(pattern, many=False):
     return read
 
 
-def mail_urls(text):
-    """Mail addresses as mailto URLs (list of str). Raises ValueError."""
+def mail_urls(text: str) -> list:
+    """Mail addresses as mailto URLs. Raises ValueError."""
     words = matching(r"(mailto:)?[^@?#]+@[^@?#]+", True)(text.replace(",", " "))
     return [word if word.startswith("mailto:") else "mailto:" + word for word in words]
 
 
-def servers(text):
-    """DNS servers as address or address@port (list of str). Raises ValueError, OSError."""
+def servers(text: str) -> list:
+    """DNS servers as address or address@port. Raises ValueError, OSError."""
     import socket
-    for word in matching(r"[0-9A-Fa-f.:]+(@(?P<port>[0-9]{1,5}))?", True)(text):
-        address = word.partition("@")[0]
+    for word in matching(r"[0-9A-Fa-f.:]+(%\w+)?(@(?P<port>[0-9]{1,5}))?", True)(text):
+        address = re.split("[%@]", word)[0]
         socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
     return text.split()
 
 
-def number(low, high, kind=float):
-    """A reader of a number of a kind (type) from low to high. The reader raises ValueError."""
+def number(low: float, high: float, kind: type = float):
+    """A reader of a number of a kind from low to high. The reader raises ValueError."""
     def read(text):
         if not low <= kind(text) <= high:
             raise ValueError(text)
@@ -194,48 +182,64 @@ OPTIONS = (  # key, default (... if it is required), what is expected, reader
     ("keys", ..., PATH, path),
     ("backups", ..., PATH, path),
     ("live", "live", "a file name prefix", PREFIX),
-    ("staging", "staging", "a file name prefix", PREFIX),
+    ("staging", None, "a file name prefix", PREFIX),
     ("directory-url", DEFAULT_DIRECTORY_URL, "an https URL", matching("https://[!-~]+")),
     ("ca-bundle", None, PATH, path),
     ("contact", None, "mail addresses", mail_urls),
-    ("proxy", None, "a URL such as http://proxy.example.org:3128", matching("https?://[!-~]+")),
+    ("proxy", None, "an http URL such as http://proxy.example.org:3128 (Python cannot talk TLS to "
+     "a proxy)", matching("http://[!-~]+")),
     ("self-check", "warn", "no, warn or require", matching("no|warn|require")),
     ("standby", "no", "yes or no", matching("yes|no")),
     ("tlsa", None, "names such as _25._tcp.mx.example.org",
-     matching(r"_(?P<port>[0-9]{1,5})\._(tcp|udp|sctp)(\.[A-Za-z0-9_-]{1,63})+\.?", True)),
+     matching(r"(_(?P<port>[0-9]{1,5})\._(tcp|udp|sctp)|_(?![0-9]+\.|[^.]+\._)[A-Za-z0-9_-]{1,62})"
+              r"(\.[A-Za-z0-9_-]{1,63})+\.?", True)),
     ("dns-resolver", None, "an address, or address@port",
      lambda text: servers(matching(".*")(text))[0]),
     ("dns-servers", None, "addresses, or address@port", servers),
-    ("served", None, "host:port, host:port/smtp and the like", matching(r"\S+:(?P<port>[0-9]{1,5})"
-     "(/([ls]mtp|imap|pop3|sieve|ldap|xmpp(-server)?|nntp|ftp|irc|mysql|postgres))?", True)),
+    ("served", None, "host:port, host:port/smtp, name@host:port/xmpp and the like", matching(
+        r"([A-Za-z0-9._-]+@)?(\[[0-9A-Fa-f:.]+\]|[^\s@/\[\]]+):(?P<port>[0-9]{1,5})"
+        r"(/([ls]mtp|imap|pop3|sieve|ldap|xmpp(-server)?|nntp|ftp|irc|mysql|postgres))?", True)),
 )
 Config = namedtuple("Config", [row[0].replace("-", "_") for row in OPTIONS] + ["file"])
+Pair = namedtuple("Pair", "name key crt")  # its prefix, and the paths of its files
 
 
-def read_ini(text):
-    """The keys and values (dict of str) in an INI text; sections are for its reader. Values go on
-    in lines that are indented deeper than their key. Raises Problem (status 2)."""
-    found, key, depth = {}, None, 0
-    for count, line in enumerate(text.splitlines(), 1):
-        words, indent = line.strip(), len(line) - len(line.lstrip())
-        if not words or words[0] in "#;":
-            continue
-        if key and indent > depth:
-            found[key] += "\n" + words
-        elif re.match(r"\[[^]]*\]", words):
-            key = None
-        else:
-            match = re.match(r"([^=:\s]+)\s*[=:]\s*(.*)\Z", words)
-            if not match or match.group(1).lower() in found:
-                raise Problem("line %d: %s: %s" % (count, printable(words), "this key is given "
-                                                   "twice" if match else "expected key = value"), 2)
-            key, depth = match.group(1).lower(), indent
-            found[key] = match.group(2)
+class Line:
+    """The files of a config's line: live, staging (Pairs), state, lock; temp: where a copy for the
+    backups is made."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.live, self.staging = [
+            Pair(name, f"{config.keys}/{name}.key", f"{config.certs}/{name}.crt")
+            for name in (config.live, config.staging)]
+        self.state = f"{config.certs}/{config.live}.state"
+        self.lock = f"{config.keys}/{config.live}.lock"
+        self.temp = f"{config.backups}/{config.live}.tmp"
+
+
+def read_ini(text: str) -> dict:
+    """The keys and values in an INI text; sections are for its reader. Raises Problem (2)."""
+    import configparser
+    # A section for what stands before the first one; and a name of its own for each
+    text, count, found = "[ ]\n" + text, iter(range(len(text) + 1)), {}
+    text = re.sub(r"(?m)^\[.*\][ \t]*$", lambda match: f"[{next(count)}]", text)
+    parser = configparser.ConfigParser(interpolation=None, default_section="", delimiters="=:")
+    try:
+        parser.read_string(text)
+    except configparser.Error as error:
+        at = getattr(error, "lineno", 0) or error.errors[0][0]
+        twice = "expected key = value" if hasattr(error, "errors") else "it is given twice"
+        raise Problem(f"line {at - 1}: {printable(text.splitlines()[at - 1].strip())}: {twice}", 2)
+    for key, value in [item for section in parser.values() for item in section.items()]:
+        if key in found:
+            raise Problem(f"{printable(key)} is given twice", 2)
+        found[key] = value
     return found
 
 
-def read_config(file):
-    """The Config in a file (path). Raises Problem: status 2 for a wrong text, else OSError."""
+def read_config(file: str) -> Config:
+    """The Config in a file. Raises Problem: status 2 for a wrong text, else OSError."""
     try:
         with open(file, encoding="utf-8-sig") as stream:
             found = read_ini(stream.read())
@@ -244,76 +248,106 @@ def read_config(file):
     values, known = {}, [row[0] for row in OPTIONS]
     for key in [key for key in found if key not in known]:
         import difflib
-        near = difflib.get_close_matches(key, known, 1, 0.5)
-        raise Problem("unknown key %s%s" % (
-            printable(key), "; did you mean %s?" % near[0] if near else ""), 2)
+        near = [f"; did you mean {near}?" for near in difflib.get_close_matches(key, known, 1, 0.5)]
+        raise Problem(f"unknown key {printable(key)}{''.join(near)}", 2)
     for key, default, expected, read in OPTIONS:
         try:
             value = values[key.replace("-", "_")] = read(found[key]) if key in found else default
         except (ValueError, OverflowError, OSError) as error:
-            raise Problem("%s: expected %s: %s" % (key, expected, printable(error)), 2)
+            raise Problem(f"{key}: expected {expected}: {printable(error)}", 2)
         if value is ...:
-            raise Problem("%s is missing: expected %s" % (key, expected), 2)
-    values["key_type"] = values["key_type"] or ("rsa" if values["key_length"] else "ec-p256")
-    config = Config(file=file, **values)
-    keys = {place(config, "live", "key"), place(config, "staging", "key"), config.account_key}
-    if config.key_length and config.key_type != "rsa":
-        raise Problem("key-length is for RSA keys: leave it out with %s" % config.key_type, 2)
-    if len(keys) < 3:
-        raise Problem("live, staging and account-key must be different files", 2)
-    if config.tlsa and not config.staging_hours:
-        raise Problem("staging-hours must be above 0 with tlsa: a new key that goes live at once "
-                      "fits no TLSA record that caches hold", 2)
+            raise Problem(f"{key} is missing: expected {expected}", 2)
+    if not values["staging"]:  # lines that share folders must not share a staged key
+        values["staging"] = "staging" if values["live"] == "live" else values["live"] + ".staging"
+    return check_config(Config(file=file, **values))
+
+
+def check_config(config: Config) -> Config:
+    """The Config, if its options go together. Raises Problem (status 2)."""
+    line, hooks = Line(config), config.post_certchange or config.served
+    for wrong, text in (
+            (config.key_length and config.key_type not in (None, "rsa"),
+             f"key-length is for RSA keys: leave it out with {config.key_type}"),
+            (len({line.live.key, line.staging.key, config.account_key}) < 3,
+             "live, staging and account-key must be different files"),
+            (config.tlsa and not config.staging_hours, "staging-hours must be above 0 with tlsa: a "
+             "new key that goes live at once fits no TLSA record that caches hold"),
+            (config.tlsa and config.post_keychange and not hooks, "tlsa with post-keychange needs "
+             "post-certchange or served: who else tells when no service uses the old key?")):
+        if wrong:
+            raise Problem(text, 2)
     return config
 
 
-def place(config, which, ext):
-    """The path of a file of the line. which: "live" or "staging"; ext: "key", "crt", "state",
-    "lock" or "tmp"."""
-    folder = {"key": config.keys, "lock": config.keys, "tmp": config.backups}.get(ext, config.certs)
-    return os.path.join(folder, "%s.%s" % (getattr(config, which), ext))
-
-
-def check_owner(file):
+def check_owner(what: str, file: str):
     """As root, refuse a file (absolute path) that others could change, or a folder or link on the
-    way to it. Raises Problem, OSError."""
+    way to it. what: its key in the config. Raises Problem."""
     parts = file.split("/")
     for count in range(1, len(parts) + 1) if not os.geteuid() else ():
         part = "/".join(parts[:count]) or "/"
-        mode, owner = os.lstat(part).st_mode, os.lstat(part).st_uid
-        sticky = stat.S_ISDIR(mode) and mode & stat.S_ISVTX
-        if owner or mode & 0o022 and not (sticky or stat.S_ISLNK(mode)):
-            raise Problem("%s must belong to root and be writable for nobody else, as root runs "
-                          "this: chown root, chmod go-w" % part)
-        if stat.S_ISLNK(mode):
-            check_owner(os.path.join(os.path.realpath(os.path.dirname(part)), os.readlink(part)))
+        try:
+            info = os.lstat(part)
+        except OSError as error:
+            raise Problem(f"{what}: {reason(error)}")
+        link, sticky = stat.S_ISLNK(info.st_mode), info.st_mode & stat.S_ISVTX
+        others = stat.S_IWOTH | (stat.S_IWGRP if info.st_gid else 0)
+        if info.st_uid or info.st_mode & others and not link and not sticky:
+            raise Problem(f"{what}: {part} must be owned by root and writable by nobody else, as "
+                          "root runs this: chown root, chmod go-w")
+        if link:
+            check_owner(what, os.path.join(os.path.realpath(os.path.dirname(part)),
+                                           os.readlink(part)))
 
 
-# ---- Facts --------------------------------------------------------------------------------------
+# ---- Facts: reads the files of the line ---------------------------------------------------------
 
-Key = namedtuple("Key", "spki kind bits made")  # spki: SHA-256 (hex); made: the file's time
-Crt = namedtuple("Crt", "names not_before not_after spki sha256")  # spki: its leaf's, "" if bad
-# state: as read_state(); asked: what is done once a run (SPKI digests of requests, "stage"); force:
-# what is done though it is not due (init, renew, new-key, now); hooks: may they run; skew: seconds
-# that the CA's clock is ahead, None while unknown
-# dns, served: the problems that look_at_dns() and look_at_services() found (list of str), or None
-Facts = namedtuple("Facts", "live_key live_crt staging_key staging_crt state asked force hooks "
-                            "skew dns served", defaults=((), "", True, 0, None, None))
+# spki: SHA-256 of the public key (hex), as in a TLSA record 3 1 1, "" if it is no key; kind: then
+# what is wrong; made: the time of its file (seconds since 1970); sha512: as in 3 1 2
+Key = namedtuple("Key", "spki kind bits made sha512", defaults=("",))
+# not_before, not_after: seconds since 1970; spki: its leaf's, "" if it is no certificate; sha256:
+# of the file; leaf: SHA-256 of the leaf; issuer: its name; self_issued: is that its own; made: the
+# time of its file; chain: how many certificates there are
+Crt = namedtuple("Crt", "names not_before not_after spki sha256 leaf issuer self_issued made chain",
+                 defaults=("", "", False, 0, 2))
+# state: the notes; now: seconds since 1970 by the CA's clock once it was asked; clock: by ours;
+# force: what is done though it is not due (init, renew, new-key, now); hooks: may they run; done,
+# failed: what this run did, and could not do (sets of tuples); looks: what it found (need -> list
+# of what is wrong)
+Facts = namedtuple("Facts", "live_key live_crt staging_key staging_crt state now clock force hooks "
+                            "done failed looks",
+                   defaults=(0, 0, "", True, frozenset(), frozenset(), {}))
 
-STATE = {  # the shape of the state file; 0.0 is a number, [] a list of anything
-    "certchange": "", "keychange": [], "published": 0.0, "seen": 0.0, "ttl": 0.0, "told": 0.0,
-    "looked": [], "challenges": [""],
-    "account": {"directory": "", "url": "", "thumbprint": ""}, "owed": [],
-    "retry": {"count": 0, "after": 0.0, "server": True, "names": [""], "directory": "",
-              "error": ""}}
+# The notes: what cannot be read off the disk. Each says what it is about, so that none is ever
+# reset: it only grows outdated. 0.0: a number, None: anything, [""]: a list and {"": 0.0}: a dict
+# of such.
+STATE = {
+    "config": "",      # the file of this line's config
+    "certchange": "",  # SHA-256 of the live.crt for which post-certchange last exited 0
+    "keychange": {"keys": [""], "at": 0.0},  # keys_of() when post-keychange last exited 0
+    # asked: names and servers; found: place -> since when it has the keys, or 0; ttl: the largest
+    # (-1: not known); until: when no cache holds records of an earlier TTL any more; fits: the keys
+    # that it was last found to fit; outage: the part of wrong that keeps clients away
+    "dns": {"keys": [""], "asked": [""], "found": {"": 0.0}, "ttl": 0.0, "until": 0.0,
+            "fits": [""], "wrong": [""], "outage": [""], "at": 0.0},
+    "served": {"key": "", "services": [""], "wrong": [""], "at": 0.0},
+    "account": {"directory": "", "url": "", "thumbprint": "", "contact": None},
+    "issued": {"": ""},  # SHA-256 of a leaf -> directory of the CA that gave it
+    # crts: those that were there; server: the HTTP status with which the CA said when, or 0
+    "retry": {"names": [""], "directory": "", "crts": [""], "count": 0, "after": 0.0, "server": 0,
+              "error": ""},
+    # which was finalized; crt: the leaf that it replaces; tries: how often it was gone on with
+    "order": {"url": "", "key": "", "names": [""], "directory": "", "crt": "", "tries": 0},
+    "challenges": [""],  # files to remove if we die
+    "told": {"": {"text": "", "at": 0.0}}}
 
 
-def sha256(data):
-    """SHA-256 of data (bytes) in hex (str)."""
-    return new_sha256(data).hexdigest()
+def sha256(data: bytes) -> str:
+    """SHA-256 of data in hex."""
+    import hashlib
+    return hashlib.sha256(data).hexdigest()
 
 
-def read_file(file):
+def read_file(file: str):
     """The bytes of a file, None if there is none. Raises OSError."""
     try:
         with open(file, "rb") as stream:
@@ -322,428 +356,506 @@ def read_file(file):
         return None
 
 
-def read_key(file):
-    """The Key in a PEM file, None if there is none. Raises Problem for what is no key, OSError."""
+def read_key(file: str):
+    """The Key in a PEM file, None if there is none. Raises OSError."""
+    import hashlib
     data = read_file(file)
     if data is None:
         return None
+    made = os.stat(file).st_mtime
     try:
         spki = public_key(data.decode("ascii", "replace"))
-        return Key(sha256(spki), *key_kind(spki), os.stat(file).st_mtime)
+        return Key(sha256(spki), *key_kind(spki), made, hashlib.sha512(spki).hexdigest())
     except (ValueError, ToolError) as error:
-        raise Problem("%s is no private key that can be used (%s): restore it from the backups" % (
-            file, error))
+        return Key("", str(error), 0, made)
 
 
-def read_crt(file):
+def read_crt(file: str):
     """The Crt in a PEM file, None if there is none; one that is no certificate fits no key.
     Raises OSError."""
     data = read_file(file)
     if data is None:
         return None
     try:
-        blocks = pem(data.decode("ascii", "replace"))
-        crt = parse_certificate(dict(reversed(blocks))["CERTIFICATE"])  # the first one, the leaf
-        return Crt(tuple(crt.names), crt.not_before, crt.not_after, sha256(crt.spki), sha256(data))
-    except (ValueError, KeyError):
+        found = [der for label, der in pem(data.decode("ascii", "replace"))
+                 if label == "CERTIFICATE"]
+        leaf = parse_certificate(found[0])
+        return Crt(tuple(leaf.names), leaf.not_before, leaf.not_after, sha256(leaf.spki),
+                   sha256(data), sha256(found[0]), name_text(leaf.issuer),
+                   leaf.issuer == leaf.subject, os.stat(file).st_mtime, len(found))
+    except (ValueError, IndexError):
         return Crt((), 0, 0, "", sha256(data))
 
 
-def read_state(config, now):
-    """What is known of the past (dict like STATE). Whatever is lost, strange or, at now (seconds
-    since 1970), from the future is left out, which at worst makes hooks run once more and clocks
-    start anew."""
-    def like(value, shape):
-        if isinstance(shape, dict) and isinstance(value, dict):
-            return all(like(value.get(name), shape[name]) for name in shape)
-        if shape and isinstance(shape, list) and isinstance(value, list):
-            return all(like(item, shape[0]) for item in value)
-        return type(value) is type(shape) or shape == 0.0 and type(value) is int
+def alike(value, shape) -> bool:
+    """Is a value from a JSON text of this shape (as in STATE)?"""
+    if isinstance(shape, dict) and isinstance(value, dict):
+        names = value if "" in shape else shape
+        return all(alike(value.get(name), shape.get(name, shape.get(""))) for name in names)
+    if shape and isinstance(shape, list) and isinstance(value, list):
+        return all(alike(item, shape[0]) for item in value)
+    return shape is None or type(value) is type(shape) or shape == 0.0 and type(value) is int
 
+
+def read_state(line: Line) -> dict:
+    """The notes (as STATE). What is lost or strange is left out: at worst, hooks run once more and
+    clocks start anew."""
     try:
-        found = dict(json.loads(read_file(place(config, "live", "state")) or b"{}"))
+        found = dict(json.loads(read_file(line.state) or b"{}"))
     except (OSError, ValueError, TypeError, RecursionError):
         found = {}
-    state = {name: found[name] for name in STATE if like(found.get(name), STATE[name])}
-    for name, ahead in ("published", 0), ("seen", CLOCK_SECONDS), ("told", 0):
-        if name in state and not 0 <= state[name] <= now + ahead:
-            del state[name]
-    retry = state.get("retry")
-    if retry and not (retry["count"] > 0 and 0 <= retry["after"] <= now + (
-            RETRY_AFTER_SECONDS if retry["server"] else DAY)):
-        del state["retry"]
+    state = {name: found[name] for name in STATE if alike(found.get(name), STATE[name])}
     if not all(re.match(r"[A-Za-z0-9_-]+\Z", os.path.basename(file)) and os.path.dirname(
-            file) == config.challenge_dir for file in state.get("challenges", ())):  # to be removed
-        del state["challenges"]
+            file) == line.config.challenge_dir for file in state.get("challenges", ())):
+        del state["challenges"]  # they would be removed
     return state
 
 
-# ---- Decision -----------------------------------------------------------------------------------
-
-# verb and what: as in perform(); text and why: for people; when: since when it is due (seconds
-# since 1970), or for a wait until when
-Step = namedtuple("Step", "verb what text why when", defaults=("", "", "", 0))
+def fit(key: Key, crt: Crt) -> bool:
+    """Is the certificate for the key? (Either may be None.)"""
+    return bool(key and crt and key.spki and crt.spki == key.spki)
 
 
-def decide(config, facts, now):
-    """The next Step from what is there; pure. now: seconds since 1970. Its order makes it safe."""
-    key, crt, skey, scrt = facts[:4]
-    fits = crt and crt.spki == key.spki
-    # A crash or a power cut while a staged pair became live
-    if skey and skey.spki == key.spki:
-        return Step("drop", "key", "Removing '%s.key'" % config.staging, "it is the live key")
-    if scrt and not skey and scrt.spki == key.spki and not fits:
-        return Step("rename", "crt", "Making '%s.crt' live" % config.staging, "it has the live key")
-    if scrt and not skey:
-        return Step("drop", "crt", "Moving '%s.crt' to the backups" % config.staging, "no key")
-    if skey and crt and not fits and crt.spki == skey.spki:
-        return Step("rename", "key", "Making '%s.key' live" % config.staging, "live.crt has it")
-
-    blocked = blocked_until(config, facts, now)
-    can_ask = facts.skew is None and not blocked and "clock" not in facts.asked  # what time it is
-    for which, some_key, some_crt in (("live", key, crt), ("staging", skey, scrt)):
-        why, since = request_due(config, facts, some_key, some_crt, now)
-        if why and not blocked and some_key.spki not in facts.asked:
-            step = Step("request", which, "Obtaining certificate '%s' for %s" % (
-                getattr(config, which), ", ".join(config.domains)), why, since)
-            dated = since and facts.force != "renew"
-            return step._replace(verb="clock") if dated and can_ask else step
-    unstage = unstage_step(config, facts, now)
-    for step in (key_step(config, facts, now),
-                 unstage if not config.staging_hours or facts.force == "now" else Step("wait"),
-                 hook_step(config, facts) if fits and facts.hooks else Step("wait"), unstage):
-        # What starts or ends a time of waiting is not done by a clock that the CA finds wrong
-        timed = facts.force != "now" and (step.verb in ("stage", "unstage", "publish") or (
-            staged_pair(facts) and step.what in ("dns", "post-keychange")))
-        unknown = facts.skew is None and not can_ask and step.verb != "look"
-        if step.verb != "wait" and not (timed and (unknown or wrong_clock(facts))):
-            return step._replace(verb="clock") if timed and can_ask else step
-    return outlook(config, facts, now)
+def has_pair(facts: Facts) -> bool:
+    """Is there a staged key with its certificate?"""
+    return fit(facts.staging_key, facts.staging_crt)
 
 
-def hook_step(config, facts):
-    """The Step that a hook is owed, or a wait."""
-    owed = hooks_owed(config, facts)
-    step = Step("hook", owed[0], "Running %s" % owed[0], "it is owed") if owed else Step("wait")
-    if not owed or owed[0] == "post-certchange":
-        return step
-    if staged_pair(facts) and config.tlsa and "ttl" not in facts.state:
-        # How long may caches hold what is there now?
-        return Step("look" if facts.dns is None else "wait", "dns", "Looking at DNS",
-                    "which TTL have its records?")
-    known = facts.state.get("keychange", [] if facts.force == "init" else [""])
-    if not config.served or facts.served == [] or set(known) <= {*keys_of(facts), None}:
-        return step
-    if facts.served is None:  # else the key that a service uses could leave DNS
-        return Step("look", "served", "Looking at the services", "a key leaves DNS")
-    if config.post_certchange and "post-certchange" not in facts.asked:
-        return Step("hook", "post-certchange", "Running post-certchange again", facts.served[0])
-    return Step("wait")
+def keys_of(facts: Facts) -> list:
+    """The digests [live, staging or ""] of the keys that are to be in DNS (RFC 7671 section 8.1:
+    both); a key counts once certified."""
+    return [facts.live_key.spki, facts.staging_key.spki if has_pair(facts) else ""]
 
 
-def wrong_clock(facts):
-    """Seconds that the CA's clock is ahead of ours, if they are too far apart, else 0."""
-    return facts.skew if abs(facts.skew or 0) > CLOCK_SECONDS else 0
+# ---- Rules: touches nothing ---------------------------------------------------------------------
+
+# verb and what: as in Run.do_*(); why: for people; when: since or from when it is due (seconds
+# since 1970); needs: what must be known to be good first, in this order (see found())
+Step = namedtuple("Step", "verb what why when needs", defaults=("", "", 0, ()))
+# step: what to do now, or None; held: [(Step that is due, need, what is wrong)]; later: [Step]
+Plan = namedtuple("Plan", "step held later")
+MENDED_BY = {"dns": "post-keychange", "served": "post-certchange"}
+# A need -> what is looked at for it, if not itself
+LOOKED_AT = {"time": "clock", "ttl": "dns", "fit": "dns"}
+HOPELESS = {"once": "it was obtained just now: is the clock right, is the CA?",
+            "post-certchange": "post-certchange comes first"}
 
 
-def request_due(config, facts, key, crt, now):
-    """(why, since when) a certificate for the key must be requested: str and seconds since 1970,
-    ("", 0) if it need not."""
-    if key is None:
-        return "", 0
-    if crt is None or crt.spki != key.spki:
-        return "there is none for this key" if crt else "there is none", 0
-    if set(crt.names) != set(config.domains):
-        return "it has other names", 0
-    due = renewal_time(config, crt)
-    if now + min(0, wrong_clock(facts)) >= due:  # a clock that is ahead must not order every day
-        return "it ends %s" % utc(crt.not_after), due
-    return ("asked for", now) if facts.force == "renew" and key.spki not in facts.asked else ("", 0)
+def decide(config: Config, facts: Facts) -> Plan:
+    """The Plan for these facts; pure. The first rule whose Step is due and whose needs are met
+    wins: the order of RULES makes it safe."""
+    held, later = [], []
+    for rule in RULES:
+        step = rule(config, facts)
+        if step and step.when > facts.now:
+            later.append(step)
+        elif step:
+            need, wrong = hindrance(config, facts, step)
+            if wrong is None:
+                looking = Step("look", LOOKED_AT.get(need, need), step.why, step.when)
+                return Plan(looking, held, later)
+            if wrong and mends(config, facts, need):
+                again = Step("hook", MENDED_BY[need], wrong[0], step.when)
+                return Plan(again, held, later)
+            if wrong:
+                held.append((step, need, wrong))
+            elif step.verb != "watch":  # which but looks
+                return Plan(step, held, later)
+    return Plan(None, held, later)
 
 
-def renewal_time(config, crt):
-    """When (seconds since 1970) a certificate (Crt) is to be renewed: a third of its life before it
-    ends, half if it lives less than 10 days; the configured days, but at most half its life."""
+def hindrance(config: Config, facts: Facts, step: Step) -> tuple:
+    """(need, what is wrong with it) of the first need of a Step that is not met, as found();
+    ("", []) if all are."""
+    if (step.verb, step.what) in facts.failed:
+        return "failed", ["it failed in this run"]
+    for need in step.needs:
+        wrong = found(config, facts, need)
+        if wrong is None or wrong:
+            return need, wrong
+    return "", []
+
+
+def mends(config: Config, facts: Facts, need: str) -> bool:
+    """May a hook that is not owed be run again, once a run, to mend what is wrong?"""
+    hook = MENDED_BY.get(need)
+    owed = services_lack_certificate(config, facts) or hook == "post-keychange" and dns_lacks_keys(
+        config, facts)
+    done = facts.failed | facts.done
+    return bool(hook and facts.hooks and option(config, hook) and not owed
+                and ("hook", hook) not in done and ("hook", hook, facts.live_key.spki) not in done)
+
+
+def found(config: Config, facts: Facts, need: str):
+    """What is wrong (list of str) with what a Step needs; None if that must be looked at first."""
+    until = blocked_until(config, facts)
+    blocked = [f"the last request failed ({facts.state['retry']['error']}), the next is made from "
+               f"{utc(until)}"] if until else []
+    if need == "-k":
+        return [] if facts.hooks else ["it runs with -k only"]
+    if need in HOPELESS:
+        return [HOPELESS[need]]
+    if need == "retry":
+        return blocked
+    if need == "time":  # whatever the CA says, or does not say
+        return [] if blocked or "clock" in facts.looks else None
+    if need == "clock" and blocked and "clock" not in facts.looks:
+        return blocked
+    if need == "fit" and (("fit", "") in facts.done or facts.live_key.spki in facts.state.get(
+            "dns", {"fits": []})["fits"]):
+        return []
+    return facts.looks.get(need)
+
+
+def option(config: Config, key: str):
+    """The value of a key of the config."""
+    return getattr(config, key.replace("-", "_"))
+
+
+def blocked_until(config: Config, facts: Facts) -> float:
+    """Until when (seconds since 1970) no request is allowed after a failure; 0 if one is."""
+    retry = facts.state.get("retry")
+    if not retry or retry["directory"] != config.directory_url:
+        return 0
+    # Who asks by hand waits for no pause of ours, once
+    by_hand = facts.force in ("renew", "new-key", "now") and not any(
+        done[0] == "request" for done in facts.failed)
+    if retry["server"] != 429 and (by_hand or not (
+            retry["server"] or is_about(config, facts, retry))):
+        return 0
+    longest = RETRY_AFTER_SECONDS if retry["server"] else DAY
+    return retry["after"] if facts.clock < retry["after"] <= facts.clock + longest else 0
+
+
+def is_about(config: Config, facts: Facts, retry: dict) -> bool:
+    """Is a note of a failed request about what would be requested now?"""
+    return {**retry, **subject(config, facts)} == retry
+
+
+def subject(config: Config, facts: Facts) -> dict:
+    """What a request is about, for its note."""
+    return {"names": config.domains, "directory": config.directory_url, "crts": leaves(facts)}
+
+
+def leaves(facts: Facts) -> list:
+    """The certificates that are there (SHA-256 of each leaf, or "")."""
+    return [crt.leaf if crt else "" for crt in (facts.live_crt, facts.staging_crt)]
+
+
+# What a crash, a power cut or a person left
+
+def staged_copy_of_live_key(config: Config, facts: Facts):
+    """The Step that ends a rollover whose first rename was a link."""
+    if facts.staging_key and facts.staging_key.spki == facts.live_key.spki:
+        return Step("drop", "key", "it is the live key")
+
+
+def only_key_went_live(config: Config, facts: Facts):
+    """The Step after a crash between the two renames of a pair that goes live."""
+    if not facts.staging_key and fit(facts.live_key, facts.staging_crt) and not fit(
+            facts.live_key, facts.live_crt):
+        return Step("rename", "crt", "it has the live key")
+
+
+def staged_crt_without_key(config: Config, facts: Facts):
+    """The Step that puts away a staged certificate that nothing can use."""
+    if facts.staging_crt and not facts.staging_key:
+        return Step("discard", "crt", "there is no key for it")
+
+
+def only_crt_went_live(config: Config, facts: Facts):
+    """The Step after a power cut that only the second rename of a pair outlived."""
+    if fit(facts.staging_key, facts.live_crt) and not fit(facts.live_key, facts.live_crt):
+        return Step("rename", "key", "live.crt has it")
+
+
+def staging_key_unusable(config: Config, facts: Facts):
+    """The Step that puts away a staged key that must not go live: nothing uses it yet."""
+    key = facts.staging_key
+    if key and not key.spki:
+        return Step("discard", "key", f"it is no private key that can be used ({key.kind})")
+    if key and not of_wanted_type(config, facts.live_key, key):
+        return Step("discard", "key", f"it is {words_of(key)}, which the config does not ask for")
+
+
+# Certificates and keys
+
+def live_certificate(config: Config, facts: Facts):
+    """The Step that requests a certificate for the live key."""
+    return certificate(config, facts, "live", facts.live_key, facts.live_crt)
+
+
+def staged_certificate(config: Config, facts: Facts):
+    """The Step that requests a certificate for the staged key."""
+    if facts.staging_key and facts.staging_key.spki:
+        return certificate(config, facts, "staging", facts.staging_key, facts.staging_crt)
+
+
+def certificate(config: Config, facts: Facts, which: str, key: Key, crt: Crt) -> Step:
+    """The Step that requests a certificate for a key that has this one, or none."""
+    when, why = 0, wrong_certificate(config, facts, key, crt)
+    if not why:
+        when, why = renewal_time(config, crt), f"it ends {utc(crt.not_after)}"
+        # By a clock that has jumped ahead since; else it would be so again tomorrow, and on
+        ended = crt.not_after <= facts.clock and crt.made < crt.not_after
+        when = min(when, facts.now) if ended else when
+        if facts.force == "renew" and ("request", key.spki) not in facts.done and (
+                when > facts.now):
+            when, why = 0, "asked for"
+    if ("request", key.spki) in facts.done:
+        return Step("request", which, why, when, ("once",))
+    # The CA's clock tells what is due by a date
+    return Step("request", which, why, when, ("retry", "time") if when else ("retry",))
+
+
+def wrong_certificate(config: Config, facts: Facts, key: Key, crt: Crt) -> str:
+    """Why a certificate must be replaced whatever the time, "" if it need not."""
+    giver = crt and facts.state.get("issued", {}).get(crt.leaf, config.directory_url)
+    return next((why for wrong, why in (
+        (crt is None, "there is none"),
+        (not fit(key, crt), "there is none for this key"),
+        (crt and set(crt.names) != set(config.domains), "it has other names"),
+        (crt and crt.self_issued, "it was issued by itself, not by a CA"),
+        (giver != config.directory_url, f"it is from another CA ({giver})")) if wrong), "")
+
+
+def renewal_time(config: Config, crt: Crt) -> float:
+    """When (seconds since 1970) a certificate is to be renewed: a third of its life before it ends,
+    half if it lives less than 10 days; the configured days, but at most half its life."""
     life = crt.not_after - crt.not_before
     ahead = life / 2 if life < 10 * DAY else life / 3
     days = config.renew_cert_before_expiry_days
     return crt.not_after - (min(days * DAY, life / 2) if days else ahead)
 
 
-def key_step(config, facts, now):
-    """The Step that stages a new key, or the wait for it."""
-    key, why, due = facts.live_key, "", old_time(config, facts)
-    bits = config.key_length or max(key.bits, 2048)
-    if key.kind != config.key_type or key.kind == "rsa" and key.bits != bits:
-        why, due = "the live key is %s with %d bits" % (key.kind, key.bits), 0
-    elif now >= due:
-        why = "the live key is %d days old" % ((now - key.made) / DAY)
-    elif facts.force in ("new-key", "now"):
-        why, due = "asked for", now
-    elif config.standby == "yes":
-        why, due = "it stands by", 0
-    if why and not facts.staging_key and "stage" not in facts.asked:
-        return Step("stage", "", "Making a new private key '%s' (%s)" % (
-            config.staging, config.key_type), why, due)
-    return Step("wait", why="a new key is made", when=due)
+def wanted_type(config: Config, live: Key) -> str:
+    """The type of key that the line must have: only a configured one ever makes a new key."""
+    usable = live.kind in ("rsa", "ec-p256", "ec-p384")
+    return config.key_type or (live.kind if usable else "ec-p256")
 
 
-def old_time(config, facts):
-    """When (seconds since 1970) the live key is too old."""
-    return facts.live_key.made + config.max_key_age_days * DAY
+def of_wanted_type(config: Config, live: Key, key: Key) -> bool:
+    """Is a key of the line as the config wants it?"""
+    enough = key.bits == config.key_length if config.key_length else key.bits >= 2048
+    return key.kind == wanted_type(config, live) and (key.kind != "rsa" or enough)
 
 
-def staged_pair(facts):
-    """Is there a staged key with its certificate?"""
-    key, crt = facts.staging_key, facts.staging_crt
-    return bool(key and crt and crt.spki == key.spki)
+def words_of(key: Key) -> str:
+    """A key's type for people."""
+    return f"{key.kind} with {key.bits} bits" if key.bits else key.kind
 
 
-def keys_of(facts):
-    """The digests [live, staging or None] that DNS must hold (RFC 7671 section 8.1: of both keys);
-    a key counts once certified."""
-    return [facts.live_key.spki, facts.staging_key.spki if staged_pair(facts) else None]
-
-
-def hooks_owed(config, facts):
-    """The names of the hooks that have not yet exited 0 for what is on disk, in their order."""
-    state, owed = facts.state, []
-    if config.post_certchange and state.get("certchange") != facts.live_crt.sha256:
-        owed.append("post-certchange")
-    if config.post_keychange and (state.get("keychange") != keys_of(facts) or staged_pair(facts)
-                                  and config.staging_hours and "published" not in state):
-        owed.append("post-keychange")
-    return owed
-
-
-def unstage_step(config, facts, now):
-    """The Step that brings a staged pair nearer to being live, or the wait for it."""
-    if not staged_pair(facts):
-        return Step("wait")
-    since, name = facts.state.get("published"), config.staging
-    unseen = Step("wait", "dns", "", "'%s' waits: %s" % (name, "; ".join(facts.dns or ())), now)
-    seen = facts.state.get("seen", now) if config.tlsa else 0
-    due = max(seen, since or 0) + max(config.staging_hours * HOUR, 2 * facts.state.get("ttl", 0))
-    if facts.force == "now" and now < facts.staging_crt.not_after:
-        return Step("unstage", "", "Making '%s' live at once%s" % (
-            name, " (until the old TLSA records are out of all caches, who has them refuses it)"
-            if now < due or config.staging_hours and not (seen or since) else ""), "asked for", now)
-    if request_due(config, facts, facts.staging_key, facts.staging_crt, now)[0]:
-        return Step("wait", why="'%s' waits for its certificate" % name, when=now)
-    if facts.dns and "ttl" not in facts.state:
-        return unseen
-    if config.post_keychange and config.staging_hours and (
-            since is None or facts.state.get("keychange") != keys_of(facts)):
-        return Step("wait", why="'%s' waits for post-keychange (-k)" % name, when=now)
-    if config.staging_hours and since is None and not config.tlsa:
-        return Step("publish", "", "Starting the staging time of '%s'" % name, "its pair is there")
-    if config.tlsa and facts.dns is None:
-        return Step("look", "dns", "Looking at DNS", "'%s' is staged" % name)
-    if config.tlsa and facts.dns:
-        if config.post_keychange and facts.hooks and "post-keychange" not in facts.asked:
-            return Step("hook", "post-keychange", "Running post-keychange again", unseen.why,
-                        since or now)
-        return unseen
-    if config.standby == "yes" and now < old_time(config, facts):
-        return Step("wait", why="'%s' stands by to go live" % name, when=old_time(config, facts))
-    if now + min(0, (facts.skew or 0) + 2) < due:  # the CA tells seconds only
-        return Step("wait", "dns" if config.tlsa else "", why="'%s' goes live" % name, when=due)
-    return Step("unstage", "", "Making '%s' live" % name, "the staging time is over", due)
-
-
-def blocked_until(config, facts, now):
-    """Until when (seconds since 1970) no request is allowed after a failure; None if one is."""
-    retry = facts.state.get("retry")
-    if not retry or retry["directory"] != config.directory_url or retry["after"] <= now:
+def new_key(config: Config, facts: Facts):
+    """The Step that makes the next private key."""
+    key, when = facts.live_key, old_time(config, facts)
+    why = f"the live key is {(facts.now - key.made) / DAY:.0f} days old"
+    if facts.staging_key or facts.done & {("stage", ""), ("unstage", "")}:
         return None
-    return retry["after"] if retry["server"] or retry["names"] == config.domains else None
+    if not of_wanted_type(config, key, key):
+        when, why = 0, f"the live key is {words_of(key)}"
+    elif facts.now < when and facts.force in ("new-key", "now"):
+        when, why = 0, "asked for"
+    elif facts.now < when and config.standby == "yes":
+        when, why = 0, "it stands by"
+    return Step("stage", "", why, when, () if facts.force == "now" else ("clock",))
 
 
-def outlook(config, facts, now):
-    """The wait Step when nothing can be done: what comes next, and when."""
-    coming = []
-    for which, key, crt in (("live", facts.live_key, facts.live_crt),
-                            ("staging", facts.staging_key, facts.staging_crt)):
-        why, _ = request_due(config, facts, key, crt, now)
-        if why:
-            return Step("wait", "request", why="certificate '%s' is due (%s)" % (
-                getattr(config, which), why), when=blocked_until(config, facts, now) or now)
-        if key:
-            coming.append((renewal_time(config, crt), "'%s' is renewed" % getattr(config, which)))
-    step = (unstage_step if facts.staging_key else key_step)(config, facts, now)
-    when, why = min(coming + [(step.when, step.why)])
-    return Step("wait", why=why, when=when)
+def old_time(config: Config, facts: Facts) -> float:
+    """When (seconds since 1970) the live key is too old; one from the future is as of now."""
+    return min(facts.live_key.made, facts.now) + config.max_key_age_days * DAY
 
 
-# ---- Files: the only code that writes -----------------------------------------------------------
+# Hooks: never while the live files do not fit each other
+
+def services_lack_certificate(config: Config, facts: Facts):
+    """The Step that has services load the live certificate."""
+    if config.post_certchange and fit(facts.live_key, facts.live_crt) and (
+            facts.state.get("certchange") != facts.live_crt.sha256):
+        return Step("hook", "post-certchange", "it is owed", 0, ("-k", *fit_first(config, facts)))
 
 
-def sync_folder(file):
-    """Make what was done to the folder of this file last. Raises OSError."""
-    fd = os.open(os.path.dirname(file), os.O_RDONLY)
-    os.fsync(fd)
-    os.close(fd)
+def fit_first(config: Config, facts: Facts) -> tuple:
+    """What is needed before a hook lets a live key be used: that DNS does not hold another's."""
+    return ("fit",) if config.tlsa and facts.force != "now" else ()
 
 
-def write_file(file, data, mode=0o600, like=None, temp=None):
-    """Put data (bytes) in a file so that whoever reads it finds the old or the new, never half.
-
-    mode: whatever the umask; like: stat of a file whose owner, group and mode to take.
-    Raises OSError.
-    """
-    temp = temp or file + ".tmp"
-    try:
-        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with open(fd, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            if like:  # the folder may have given it another group than ours (setgid)
-                os.fchown(fd, like.st_uid, like.st_gid)
-            os.fchmod(fd, stat.S_IMODE(like.st_mode) if like else mode)
-            os.fsync(fd)
-        os.replace(temp, file)
-        sync_folder(file)
-    except OSError as error:
-        raise OSError(error.errno, "cannot be written: %s" % error.strerror, file)
-    finally:
-        if os.path.lexists(temp):
-            os.unlink(temp)
+def dns_lacks_keys(config: Config, facts: Facts):
+    """The Step that brings the keys that are on disk into DNS."""
+    if not config.post_keychange or not fit(facts.live_key, facts.live_crt) or (
+            published_since(facts) is not None):
+        return None
+    pair = has_pair(facts)
+    needs = [need for need, applies in (
+        ("-k", True),
+        ("post-certchange", services_lack_certificate(config, facts)),
+        ("fit", fit_first(config, facts)),
+        ("ttl", pair and config.tlsa),
+        ("clock", pair and config.staging_hours and facts.force != "now"),
+        ("served", config.served and may_take_out(facts))) if applies]
+    return Step("hook", "post-keychange", "it is owed", 0, needs)
 
 
-def back_up(config, file):
-    """Keep the file (path) in the backups, by a hard link where possible. Raises OSError."""
-    name = "%s.%s" % (os.path.basename(file), time.strftime("%Y%m%d-%H%M%S", time.gmtime()))
-    target, count = os.path.join(config.backups, name), 0
-    while os.path.lexists(target):
-        count += 1
-        target = os.path.join(config.backups, "%s-%d" % (name, count))
-    try:
-        os.link(os.path.realpath(file), target)
-        sync_folder(target)
-    except FileExistsError:  # another line was quicker
-        back_up(config, file)
-    except OSError:
-        write_file(target, read_file(file), like=os.stat(file), temp=place(config, "live", "tmp"))
+def published_since(facts: Facts):
+    """Since when (seconds since 1970) post-keychange is done for the keys on disk, or None."""
+    note = facts.state.get("keychange")
+    done = note and note["keys"] == keys_of(facts) and (past(facts, note) or not has_pair(facts))
+    return note["at"] if done else None
 
 
-def update_state(config, **changes):
-    """Change entries of the state file; None removes one. Raises OSError."""
-    old = read_state(config, time.time())
-    new = {k: v for k, v in dict(old, **changes).items() if v is not None}
-    if new != old:
-        write_file(place(config, "live", "state"),
-                   (json.dumps(new, indent=1, sort_keys=True) + "\n").encode(), 0o644)
+def past(facts: Facts, note: dict) -> bool:
+    """Is the time of a note none that lies ahead, as by a clock that was wrong?"""
+    return 0 <= note["at"] <= facts.now + CLOCK_SECONDS
 
 
-def rename(config, *exts):
-    """Give the staged files with these extensions the live names; what has them goes to the backups
-    first. Raises OSError."""
-    for ext in exts:
-        if os.path.exists(place(config, "live", ext)):
-            back_up(config, place(config, "live", ext))
-    # A signal between two renames would leave a key without its certificate until the next run
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        for ext in exts:
-            if config.standby == "yes":
-                os.utime(place(config, "staging", ext))  # its age is that of its life
-            os.replace(place(config, "staging", ext), place(config, "live", ext))
-        for ext in exts:
-            sync_folder(place(config, "live", ext))
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+def may_take_out(facts: Facts) -> bool:
+    """Might post-keychange take a key out of DNS that a service uses?"""
+    note = facts.state.get("keychange")
+    return ("key", "") not in facts.done if note is None else bool(
+        set(note["keys"]) - {*keys_of(facts), ""})
 
 
-def drop(config, ext):
-    """Remove the staged file with this extension; a certificate goes to the backups first.
-    Raises OSError."""
-    file = place(config, "staging", ext)
-    if ext == "crt":
-        back_up(config, file)
-    os.unlink(file)
-    sync_folder(file)
+def must_hold(config: Config, facts: Facts) -> list:
+    """The digests that DNS must hold now: of the keys on disk, and after a switch of the old key as
+    long as a service may use it (RFC 7671 section 8.1)."""
+    served, keys = facts.state.get("served"), [key for key in keys_of(facts) if key]
+    left = services_lack_certificate(config, facts) is None
+    if config.served:
+        good = {"key": facts.live_key.spki, "services": config.served, "wrong": []}
+        left = served and {**served, **good} == served
+    dns, note = [facts.state.get(name, {"keys": [], "fits": []}) for name in ("dns", "keychange")]
+    before = {*note["keys"], *dns["keys"], *dns["fits"]} - {*keys, ""}
+    return keys if left else keys + sorted(before)
 
 
-def make_folder(folder, mode):
-    """Make a folder (path) of this mode (int), and those above it. Raises OSError."""
-    if not os.path.isdir(folder):
-        make_folder(os.path.dirname(folder), 0o755)
-        say("Making folder %s" % folder)
-        umask = os.umask(0)
-        try:
-            os.mkdir(folder, mode)
-        finally:
-            os.umask(umask)
-        sync_folder(folder)
+# Going live
+
+def live_at_once(config: Config, facts: Facts):
+    """The Step that makes a staged pair live without a staging time."""
+    if has_pair(facts) and facts.force == "now" and facts.now < facts.staging_crt.not_after:
+        due = safe_time(config, facts)
+        early = config.staging_hours and (due is None or facts.now < due)
+        return Step("unstage", "", "asked for" + (
+            " (until the old TLSA records are out of all caches, who has them refuses it)"
+            if early else ""))
+    if not config.staging_hours and ready(config, facts):
+        return Step("unstage", "", "there is no staging time", 0, ("clock",))
 
 
-def make_key(file, kind, bits=None, like=None):
-    """Write a new private key (PKCS#8 PEM), 0600 from the first byte. kind: rsa, ec-p256 or
-    ec-p384; bits: of an RSA key, else 3072; like: as in write_file(). Raises OSError."""
-    algorithm, size = ("RSA", "rsa_keygen_bits:%d" % (bits or 3072)) if kind == "rsa" else (
-        "EC", "ec_paramgen_curve:P-" + kind[4:])
-    write_file(file, openssl("genpkey", "-algorithm", algorithm, "-pkeyopt", size), like=like)
+def live_later(config: Config, facts: Facts):
+    """The Step that makes a staged pair live, or starts its time."""
+    since = published_since(facts)
+    if not config.staging_hours or not ready(config, facts) or config.post_keychange and (
+            since is None):
+        return None
+    if since is None and not config.tlsa:
+        return Step("publish", "", "its pair is there", 0, ("clock",))
+    when, needs = live_time(config, facts), ("clock", "dns") if config.tlsa else ("clock",)
+    return when and Step("unstage", "", "the staging time is over", when, needs)
 
 
-def lock(file, flags=fcntl.LOCK_EX | fcntl.LOCK_NB):
-    """A descriptor that holds the lock of a file or folder (path) until it is closed. flags: as in
-    flock(2). Raises Problem (status 75), OSError."""
-    folder = os.path.isdir(file)
-    fd = os.open(file, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, flags)
-    except BlockingIOError:
-        os.close(fd)
-        raise Problem("another run holds %s" % file, 75)
-    return fd
+def ready(config: Config, facts: Facts) -> bool:
+    """Is there a staged pair whose certificate is not due?"""
+    return has_pair(facts) and staged_certificate(config, facts).when > facts.now
 
 
-def make_account_key(config):
-    """Make the account key (P-256) unless it is there. Raises OSError."""
-    fd = lock(os.path.dirname(config.account_key), fcntl.LOCK_EX)  # lines may share this key
-    try:
-        if not os.path.lexists(config.account_key):
-            say("Making account key %s" % config.account_key)
-            make_key(config.account_key, "ec-p256")
-    finally:
-        os.close(fd)
+def live_time(config: Config, facts: Facts):
+    """When (seconds since 1970) a staged pair is to go live; None if it is not yet published."""
+    when = safe_time(config, facts)
+    return when and max(when, old_time(config, facts) if config.standby == "yes" else 0)
 
 
-def clean_up(config):
-    """Remove what a killed run left: temporary and challenge files; tighten keys of 2017.
-    Raises OSError."""
-    left = read_state(config, time.time()).get("challenges", [])
-    keys = [place(config, "live", "key"), place(config, "staging", "key"), config.account_key]
-    temps = [file + ".tmp" for file in keys + [place(config, which, ext) for which in (
-        "live", "staging") for ext in ("crt", "state")]]
-    fd = lock(os.path.dirname(config.account_key), fcntl.LOCK_EX)
-    for file in left + [place(config, "live", "tmp")] + temps:
-        try:
-            os.unlink(file)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            complain(config.file, "cannot remove %s" % reason(error))
-    os.close(fd)
-    if left:
-        update_state(config, challenges=None)
-    for file in keys:
-        if os.path.exists(file) and os.stat(file).st_mode & 0o007:
-            say("Making %s readable for its owner only" % file)
-            os.chmod(file, 0o600)
+def safe_time(config: Config, facts: Facts):
+    """When (seconds since 1970) a staged pair may go live; None if it is not yet published. All who
+    could have fetched the records of before must have forgotten them (RFC 7671 section 8.1)."""
+    since, dns = published_since(facts), facts.state.get("dns", {"ttl": 0, "until": 0})
+    seen = seen_since(config, facts) if config.tlsa else since
+    if seen is None or config.post_keychange and since is None:
+        return None
+    if not config.tlsa:
+        return seen + config.staging_hours * HOUR
+    return max(dns["until"], max(seen, since or 0) + max(config.staging_hours * HOUR,
+                                                         2 * dns["ttl"]))
 
 
-# ---- DANE: what DNS and the services show -------------------------------------------------------
+def seen_since(config: Config, facts: Facts):
+    """Since when (seconds since 1970) all names and servers were seen to have both keys that are on
+    disk, or None."""
+    dns = facts.state.get("dns")
+    if not dns or dns["wrong"] or (dns["keys"], dns["asked"]) != (keys_of(facts), asked(config)):
+        return None
+    since = list(dns["found"].values())
+    return max(since) if past(facts, dns) and since and all(since) else None
+
+
+def asked(config: Config) -> list:
+    """What a look at DNS is about."""
+    return [*config.tlsa, config.dns_resolver or "", *(config.dns_servers or ())]
+
+
+# What DNS must hold and services must use is looked at in each run with a staged key, else daily
+
+def dns_as_it_must_be(config: Config, facts: Facts):
+    """The Step that looks whether DNS holds the keys in use."""
+    if config.tlsa and fit(facts.live_key, facts.live_crt):
+        when = next_look(facts, "dns", keys=keys_of(facts), asked=asked(config))
+        needs = ("time", "dns") if has_pair(facts) else ("dns",)  # for a staging time starts
+        return Step("watch", "dns", "it must hold the keys in use", when, needs)
+
+
+def services_as_they_must_be(config: Config, facts: Facts):
+    """The Step that looks whether services use the live key."""
+    if config.served and fit(facts.live_key, facts.live_crt) and (
+            services_lack_certificate(config, facts) is None):
+        when = next_look(facts, "served", key=facts.live_key.spki, services=config.served)
+        return Step("watch", "served", "they must use the live key", when, ("served",))
+
+
+def next_look(facts: Facts, name: str, **about) -> float:
+    """When (seconds since 1970) to look again, by the note of the last look if that was about
+    this."""
+    note = facts.state.get(name)
+    if has_pair(facts):
+        return min(facts.now, published_since(facts) or facts.staging_key.made)
+    good = note and past(facts, note) and {**note, **about, "wrong": []} == note
+    return note["at"] + LOOK_SECONDS if good else 0
+
+
+RULES = (staged_copy_of_live_key, only_key_went_live, staged_crt_without_key, only_crt_went_live,
+         staging_key_unusable, live_certificate, staged_certificate, new_key, live_at_once,
+         services_lack_certificate, dns_lacks_keys, live_later, services_as_they_must_be,
+         dns_as_it_must_be)
+
+
+def text_of(config: Config, step: Step, facts: Facts) -> str:
+    """What a Step does, for people; of one that lies ahead, what will happen."""
+    texts = COMING if step.when > facts.now else TEXTS
+    pair = config.staging if step.what == "staging" else config.live
+    return texts[step.verb].format(
+        pair=pair, staging=config.staging, names=", ".join(config.domains),
+        what=LOOKS.get(step.what, step.what), key_type=wanted_type(config, facts.live_key))
+
+
+# ---- DNS and services: asks the network, writes nothing -----------------------------------------
 
 A, NS, CNAME, SOA, AAAA, TLSA = 1, 2, 5, 6, 28, 52
+RECORDS = {A: "A", NS: "NS", SOA: "SOA", AAAA: "AAAA", TLSA: "TLSA"}
+# Flags of questions: RD with AD (RFC 6840 section 5.7), RD with CD, none for a zone's own servers
+VALIDATED, ANY, OWN = b"\x01\x20", b"\x01\x10", b"\0\0"
+DNS_SECONDS = 2  # to connect to a server, and again for all of its answer
 # authentic: AD; authoritative: AA; records, authority: [(owner, type, TTL in seconds, data)], where
 # data is bytes, or a name (str) for NS and CNAME
 Answer = namedtuple("Answer", "code authentic authoritative records authority")
+# wrong: what keeps the keys from being published for all; outage: what of it keeps clients away
+# from services now; found: {place: are the keys on disk there? None: no answer}; ttl: the largest
+# of the records (seconds; -1: no telling); foreign: where there are records, but none for the live
+# key; stale, brittle: records at the zone's own servers of other keys,
+# and such as the next renewal breaks. Lists of texts, but for found and ttl
+Look = namedtuple("Look", "wrong outage found ttl foreign stale brittle")
 
 
-def dns_name(message, at):
-    """(name, offset behind it) of the name (str) at an offset (int) in a DNS message (bytes; RFC
-    1035 section 4.1.4). Raises ValueError, IndexError."""
+def dns_name(message: bytes, at: int) -> tuple:
+    """(name, offset behind it) of the name at an offset in a DNS message (RFC 1035 section 4.1.4).
+    Raises ValueError, IndexError."""
     labels, end = [], None
     for _ in range(128):
         size = message[at]
@@ -758,8 +870,8 @@ def dns_name(message, at):
     raise ValueError("a DNS name without end")
 
 
-def dns_parse(message):
-    """The Answer in a DNS message (12 bytes or more; RFC 1035 section 4). Raises ValueError,
+def dns_parse(message: bytes) -> Answer:
+    """The Answer in a DNS message of 12 bytes or more (RFC 1035 section 4). Raises ValueError,
     IndexError."""
     flags, *counts = [int.from_bytes(message[i:i + 2], "big") for i in (2, 4, 6, 8)]
     at, parts = 12, []
@@ -771,6 +883,7 @@ def dns_parse(message):
             owner, at = dns_name(message, at)
             kind, ttl, size = [int.from_bytes(message[at + i:at + j], "big")
                                for i, j in ((0, 2), (4, 8), (8, 10))]
+            ttl = 0 if ttl >> 31 else ttl  # RFC 2181 section 8
             at += 10 + size
             data = dns_name(message, at - size)[0] if kind in (NS, CNAME) else message[at - size:at]
             parts[-1].append((owner, kind, ttl, data))
@@ -779,20 +892,16 @@ def dns_parse(message):
     return Answer(flags & 15, bool(flags & 0x20), bool(flags & 0x400), *parts)
 
 
-def dns_send(server, query, way):
-    """The message (bytes) that a server (address, or address@port) sends to a query (bytes), by
-    UDP or TCP (way: a socket type; RFC 1035 section 4.2), with 2 seconds to connect and 2 for all
-    of it. Raises OSError."""
+def dns_send(server: str, query: bytes) -> bytes:
+    """The message that a server (address, or address@port) sends to a query by TCP (RFC 7766):
+    nobody can forge that blindly, and nothing is cut short. Raises OSError."""
     import socket
     address, _, port = server.partition("@")
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, way) as sock:
-        sock.settimeout(2)
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as sock:
+        sock.settimeout(DNS_SECONDS)
         sock.connect((address, int(port or 53)))
-        if way == socket.SOCK_DGRAM:
-            sock.send(query)
-            return sock.recv(4096)
         sock.sendall(len(query).to_bytes(2, "big") + query)
-        data, end = b"", time.monotonic() + 2
+        data, end = b"", time.monotonic() + DNS_SECONDS
         while len(data) < 2 or len(data) < 2 + int.from_bytes(data[:2], "big"):
             sock.settimeout(max(0.01, end - time.monotonic()))
             more = sock.recv(4096)
@@ -802,64 +911,77 @@ def dns_send(server, query, way):
         return data[2:]
 
 
-def dns_ask(server, name, kind, flags=b"\x01\x20"):
-    """The Answer of a server (address, or address@port) to one question: the records of a kind
-    (int) of a name (RFC 1035 section 4.1.2, with EDNS, RFC 6891).
-
-    flags: two bytes, by default RD and AD (RFC 6840 section 5.7). Raises ValueError if there is no
-    Answer after three tries, OSError if there is no route.
-    """
+def dns_ask(server: str, name: str, kind: int, flags: bytes) -> Answer:
+    """The Answer of a server (address, or address@port) to one question: the records of a kind of a
+    name (RFC 1035 section 4.1.2). flags: VALIDATED, ANY or OWN.
+    Raises ValueError if there is no Answer after two tries, OSError if there is no route."""
     import socket
     labels = [label.encode() for label in name.split(".") if label]
     question = b"".join(bytes([len(label)]) + label for label in labels) + bytes([0, 0, kind, 0, 1])
-    error = "nonsense"
-    for _ in range(3):
-        # One question, and an OPT record for answers of 1232 bytes
-        query = os.urandom(2) + flags + bytes([0, 1, 0, 0, 0, 0, 0, 1]) + question + bytes(
-            [0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0])
+    asked, error = f"{RECORDS[kind]} of {name}", "nonsense"
+    for _ in range(2):
+        query = os.urandom(2) + flags + bytes([0, 1, 0, 0, 0, 0, 0, 0]) + question
         try:
-            message = dns_send(server, query, socket.SOCK_DGRAM)
-            if message[2] & 2:
-                message = dns_send(server, query, socket.SOCK_STREAM)
+            message = dns_send(server, query)
             echo = message[:2] + message[12:12 + len(question)].lower()
             if echo == query[:2] + question.lower() and message[2] & 0x80:
                 answer = dns_parse(message)
                 if answer.code in (0, 3):
                     return answer
-                error = ("SERVFAIL: is the zone bogus?" if answer.code == 2 else
-                         "error %d" % answer.code)
+                error = {2: "SERVFAIL: is the zone bogus?", 5: "it refuses, error 5"}.get(
+                    answer.code, f"error {answer.code}")
         except (socket.timeout, ConnectionError, IndexError, ValueError) as failure:
-            error = failure
+            error = f"{failure}, by TCP"
         except OSError as failure:
-            raise OSError(failure.errno, failure.strerror, server)
-    raise ValueError("%s does not answer (%s)" % (server, error))
+            raise OSError(failure.errno, f"{failure.strerror} ({asked})", server)
+    raise ValueError(f"{server} does not answer ({asked}: {error})")
 
 
-def dns_resolver(config):
-    """The resolver to ask (address, or address@port): as configured, else of resolv.conf."""
-    found = re.search(rb"(?m)^nameserver\s+([0-9A-Fa-f.:]+)", read_file("/etc/resolv.conf") or b"")
-    return config.dns_resolver or (found.group(1).decode() if found else "127.0.0.1")
+def dns_resolvers(config: Config) -> list:
+    """The resolvers to ask (address, or address@port), one after the other: as configured, else
+    those of resolv.conf."""
+    known = re.findall(r"(?m)^\s*nameserver\s+([0-9A-Fa-f.:]+(?:%\w+)?)\s*$", (
+        read_file("/etc/resolv.conf") or b"").decode("ascii", "replace"))
+    return [config.dns_resolver] if config.dns_resolver else known or ["127.0.0.1"]
 
 
-def dns_resolve(config, name, kind, validated=True):
-    """The Answer of the resolver, as dns_ask(). Raises ValueError if there is none, or one that is
-    not to be believed (with validated=False None is returned then), OSError."""
-    server = dns_resolver(config)
-    answer = dns_ask(server, name, kind)
-    near = config.dns_resolver or re.match(r"127\.|::1(@|\Z)", server)
-    if not (answer.authentic and near or answer.authoritative and config.dns_resolver):
-        if not validated:
-            return None
-        raise ValueError("the answer of the resolver %s is not validated: it %s" % (
-            server, "is not on this machine: name it as dns-resolver if you trust it" if not near
-            else "has AA, but no AD: name it as dns-resolver if it is the zone's own"
-            if answer.authoritative else "has neither AD nor AA: is the zone signed, does it "
-            "validate?"))
+def dns_find(config: Config, name: str, kind: int, flags: bytes = ANY) -> tuple:
+    """(resolver, its Answer) of the first resolver that answers. flags: by default whether it is
+    validated or not, for a hook may have to mend the zone. Raises ValueError, OSError."""
+    *others, last = dns_resolvers(config)
+    for server in others:
+        try:
+            return server, dns_ask(server, name, kind, flags)
+        except (ValueError, OSError):
+            pass  # as every program on this machine, ask the next one
+    return last, dns_ask(last, name, kind, flags)
+
+
+def dns_resolve(config: Config, name: str, kind: int) -> Answer:
+    """The validated Answer of the resolver. Raises ValueError if there is none, or one that is not
+    to be believed, OSError."""
+    server, answer = dns_find(config, name, kind, VALIDATED)
+    wrong = distrust(config, server, answer)
+    if wrong:
+        raise ValueError(f"the answer of the resolver {server} ({RECORDS[kind]} of {name}) is not "
+                         f"validated: it {wrong}")
     return answer
 
 
-def dns_follow(answer, name, kind):
-    """(owner, TTL, [data]) of the records of a kind (int) that an Answer has for a name, behind its
+def distrust(config: Config, server: str, answer: Answer) -> str:
+    """Why an Answer of a resolver is not to be believed; "" if it is."""
+    near = config.dns_resolver or re.match(r"127\.|::1(@|\Z)", server)
+    if answer.authentic and near or answer.authoritative and config.dns_resolver:
+        return ""
+    if not near:
+        return "is not on this machine: name it as dns-resolver if you trust it"
+    return ("has AA, but no AD: name it as dns-resolver if it is the zone's own"
+            if answer.authoritative else
+            "has neither AD nor AA: is the zone signed, does it validate?")
+
+
+def dns_follow(answer: Answer, name: str, kind: int) -> tuple:
+    """(owner, TTL, [data]) of the records of a kind that an Answer has for a name, behind its
     CNAMEs (RFC 1034 section 3.6.2). TTL: the largest (seconds), theirs too."""
     ttl, owner = 0, name.rstrip(".").lower()
     for _ in answer.records:
@@ -871,555 +993,1095 @@ def dns_follow(answer, name, kind):
     return owner, max([ttl] + [seconds for seconds, _ in found]), [data for _, data in found]
 
 
-def dns_own(config, owner):
-    """[(server, owner, Answer or its error)]: what each of the zone's own servers has for TLSA
-    records of the owner (or of its alias). Raises ValueError, OSError if they are not found."""
-    import errno, socket
-    no_route = errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT
+def zone_servers(config: Config, owner: str) -> dict:
+    """{name: [address]} of the servers that the zone of a name has by its NS records. Raises
+    ValueError if they are not found."""
+    import socket
 
-    def find(name, kind):  # RD and CD: not validated, for a hook may have to mend the zone
-        return dns_ask(dns_resolver(config), name, kind, b"\x01\x10")
+    def find(name, kind):
+        return dns_follow(dns_find(config, name, kind)[1], name, kind)[2]
 
-    def ask(address):
-        try:
-            answer = dns_ask(address, owner, TLSA, b"\0\0")
-            return answer if answer.authoritative else ValueError(
-                "%s is no server of its zone" % address)
-        except (ValueError, OSError) as error:
-            return error
-
-    servers = {server: [server] for server in config.dns_servers or ()}
-    if not servers:
-        owner = dns_follow(find(owner, TLSA), owner, TLSA)[0]
-        soa = find(owner, SOA)
-        zone = [record[0] for record in soa.records + soa.authority if record[1] == SOA] or [owner]
-        for name in dns_follow(find(zone[0], NS), zone[0], NS)[2]:
-            servers[name] = [socket.inet_ntop(family, data) for kind, family in (
-                (A, socket.AF_INET), (AAAA, socket.AF_INET6))
-                for data in dns_follow(find(name, kind), name, kind)[2]]
-    if not servers:
-        raise ValueError("its zone's own servers are not found: set dns-servers")
-    found = []
-    for name, addresses in servers.items():
-        rows = [(address, owner, ask(address)) for address in addresses]
-        # No route, as to IPv6 from a machine without, matters only if there is none to any address
-        routed = [row for row in rows if getattr(row[2], "errno", None) not in no_route]
-        found += routed or rows[-1:] or [(name, owner, ValueError("%s has no address" % name))]
+    try:
+        zones, name = [], owner
+        while name and not zones:  # the SOA that comes for an alias is that of its end
+            soa = dns_find(config, name, SOA)[1]
+            zones = [record[0] for record in soa.records + soa.authority
+                     if record[1] == SOA and f".{owner}".endswith(f".{record[0]}")]
+            name = name.partition(".")[2]
+        found = {name: [socket.inet_ntop(socket.AF_INET, data) for data in find(name, A)] + [
+            socket.inet_ntop(socket.AF_INET6, data) for data in find(name, AAAA)]
+            for zone in zones[:1] for name in find(zone, NS)}
+    except (ValueError, OSError) as error:
+        raise ValueError(f"the servers of the zone of {owner} are not found ({reason(error)}): set "
+                         "dns-servers")
+    if not found:
+        raise ValueError(f"the zone of {owner} has no servers: set dns-servers")
     return found
 
 
-def tlsa_base(config, name):
-    """The name (str) at which clients look for a TLSA name's records: if its host is an alias,
-    first at the alias' end (RFC 7671 section 7). Raises ValueError, OSError."""
-    port, protocol, host = name.rstrip(".").lower().split(".", 2)
-    alias = dns_resolve(config, host, A, False)  # one that is not validated is not followed
-    other = "%s.%s.%s" % (port, protocol, dns_follow(alias, host, A)[0] if alias else host)
-    there = other != name and dns_resolve(config, other, TLSA, False)
-    return other if there and dns_follow(there, other, TLSA)[2] else name
+def dns_own(config: Config, owner: str, kind: int) -> list:
+    """[(server, Answer or its error)]: what each of the zone's own servers has for the records of a
+    kind of a name. Raises ValueError if they are not found."""
+    import errno
+    no_route = errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT
 
-
-def tlsa_compare(found, chains):
-    """(missing, stale): what TLSA records found (list of bytes; RFC 6698 section 2.1) lack, as
-    texts, and those that match nothing. chains: {name: [DER of leaf, DER of issuer, ...]} which
-    all must match one record of each (usage, selector, matching type) that is used (RFC 7671
-    section 8). Raises ValueError."""
-    import hashlib
-    kinds = {record[:3] for record in found if len(record) > 3 and record[0] < 4
-             and record[1] < 2 and record[2] < 3}
-    missing, known = [] if kinds else ["no TLSA record"], set()
-    for name, chain in chains.items():
-        for usage, selector, matching in kinds:
-            fits = set()
-            for cert in chain[:1] if usage & 1 else chain[1:]:
-                data = parse_certificate(cert).spki if selector else cert
-                data = data if not matching else hashlib.new(
-                    "sha256" if matching == 1 else "sha512", data).digest()
-                fits.add(bytes([usage, selector, matching]) + data)
-            if not fits & set(found):
-                missing.append("no %d %d %d record for '%s'" % (usage, selector, matching, name))
-            known |= fits
-    return missing, [record for record in found if record not in known]
-
-
-def look_at_dns(config, facts):
-    """(problems, TTL, stale): what keeps the keys on disk from being published for all (list of
-    str, [] if nothing does), the records' largest TTL (seconds, None if there is no telling),
-    records of other keys (list of str). Raises OSError for what is on disk."""
-    problems, ttls, stale, chains = [], [], [], {}
-    for which in ["live", "staging"] if staged_pair(facts) else ["live"]:
-        file = place(config, which, "crt")
+    def ask(address):
         try:
-            text = (read_file(file) or b"").decode("ascii", "replace")
-            # All must be certificates: what is none is a ValueError
-            chains[getattr(config, which)] = [crt for _, crt in pem(text) if parse_certificate(crt)]
+            answer = dns_ask(address, owner, kind, OWN)
+            return answer if answer.authoritative else ValueError(
+                f"{address} is no server of the zone of {owner}")
+        except (ValueError, OSError) as error:
+            return error
+
+    found = [(server, ask(server)) for server in config.dns_servers or ()]
+    if any(isinstance(answer, Answer) for _, answer in found) or found and (
+            owner in map(plain, config.tlsa)):
+        return found
+    for name, addresses in zone_servers(config, owner).items():  # or an alias led to another zone
+        rows = [(address, ask(address)) for address in addresses]
+        # No route, as to IPv6 from a machine without, matters only if there is none to any address
+        routed = [row for row in rows if getattr(row[1], "errno", None) not in no_route]
+        found += routed or rows[-1:] or [(name, ValueError(
+            f"{name}, a server of the zone of {owner}, has no address"))]
+    return found
+
+
+def dns_trace(config: Config, name: str, kind: int) -> list:
+    """[(server, owner, Answer or its error)]: what every own server of every zone has on the way
+    from a name through its aliases to the records of a kind (RFC 7671 section 7), for one that lags
+    may lead elsewhere."""
+    rows, todo, known = [], [name], {name}
+    while todo and len(known) < 10:
+        owner = todo.pop()
+        try:
+            found = dns_own(config, owner, kind)
         except ValueError as error:
-            return ["%s: %s" % (file, error)], None, []
+            found = [("", error)]
+        for server, answer in found:
+            rows.append((server, owner, answer))
+            end = dns_follow(answer, owner, kind)[0] if isinstance(answer, Answer) else owner
+            todo += [end] if end not in known else []
+            known.add(end)
+    return rows
+
+
+def plain(name: str) -> str:
+    """A name of `tlsa` as in an Answer."""
+    return name.rstrip(".").lower()
+
+
+def tlsa_parts(name: str) -> tuple:
+    """(port and protocol, host) of a TLSA name (RFC 6698 section 3); of one that is only the end of
+    an alias ("", name)."""
+    return re.match(r"(_[0-9]+\._[a-z]+\.|)(.*)", plain(name)).groups()
+
+
+def tlsa_base(config: Config, name: str) -> tuple:
+    """(base, host, end): where clients look for the records of a TLSA name: if its host is an
+    alias, first at that alias' end (RFC 7671 section 7); else host is "". An alias that is not
+    validated is not followed. Raises ValueError, OSError."""
+    prefix, host = tlsa_parts(name)
+    resolver, answer = dns_find(config, host, A, VALIDATED)
+    end = dns_follow(answer, host, A)[0]
+    if prefix and end != host and not distrust(config, resolver, answer) and dns_follow(
+            dns_resolve(config, prefix + end, TLSA), prefix + end, TLSA)[2]:
+        return prefix + end, host, end
+    return prefix + host, "", ""
+
+
+def tlsa_owner(config: Config, name: str) -> str:
+    """The name at which the records of a TLSA name are, or are to be, behind all aliases; the name
+    itself if no resolver answers."""
+    try:
+        base = tlsa_base(config, name)[0]
+        return dns_follow(dns_find(config, base, TLSA)[1], base, TLSA)[0]
+    except (ValueError, OSError):
+        return plain(name)
+
+
+def tlsa_rows(config: Config, name: str) -> list:
+    """[(server, owner, Answer or error, end)]: all that there is to see of a TLSA name: at the
+    resolver ("the resolver") and at all own servers; end: for rows about its host, an alias, where
+    that must lead to, else ""."""
+    base, host, end = plain(name), "", ""
+    try:
+        base, host, end = tlsa_base(config, name)
+        seen = dns_resolve(config, base, TLSA)
+    except (ValueError, OSError) as error:
+        seen = error
+    return [("the resolver", base, seen, "")] + [(*row, "") for row in dns_trace(
+        config, base, TLSA)] + [(*row, end) for row in (dns_trace(config, host, A) if host else ())]
+
+
+def look_at_dns(config: Config, facts: Facts) -> Look:
+    """The Look at all names of `tlsa`."""
+    look, ttls = Look([], [], {}, -1, [], [], []), []
     for name in config.tlsa:
-        base, answers, own = name, [], []
-        try:
-            base = tlsa_base(config, name)
-            answers = [("the resolver", base, dns_resolve(config, base, TLSA))]
-        except (OSError, ValueError) as error:
-            problems.append("%s: %s" % (name, reason(error)))
-        try:
-            own = dns_own(config, dns_follow(answers[0][2], base, TLSA)[0] if answers else base)
-        except (OSError, ValueError) as error:
-            problems.append("%s: %s" % (name, reason(error)))
-        problems += ["%s: %s" % (row[1], reason(row[2])) for row in own
-                     if isinstance(row[2], Exception)]
-        own = [row for row in own if not isinstance(row[2], Exception)]
-        # The resolver's TTL is only what is left of it, but that of an alias is seen only there
-        ttls.append(max(dns_follow(answer, owner, TLSA)[1] for _, owner, answer in answers + own)
-                    if own else None)
-        for server, owner, answer in answers + own:
-            missing, other = tlsa_compare(dns_follow(answer, owner, TLSA)[2], chains)
-            problems += ["%s: %s says %s" % (owner, server, text) for text in missing]
-            stale += ["%s: %s" % (owner, " ".join(map(str, [*record[:3], record[3:].hex()])))
-                      for record in other]
-    return (list(dict.fromkeys(problems)), None if None in ttls else max(ttls), sorted(set(stale)))
+        rows = [row for row in tlsa_rows(config, name) if judge_row(config, facts, look, *row)]
+        ttls += [dns_follow(answer, owner, A if end else TLSA)[1] for _, owner, answer, end in rows]
+        if all(row[0] == "the resolver" for row in rows):
+            ttls.append(None)  # it knows only what is left of it
+    once = [list(dict.fromkeys(texts)) for texts in (
+        look.outage + look.wrong, look.outage, look.foreign, look.stale, look.brittle)]
+    return Look(*once[:2], look.found, -1 if None in ttls else max(ttls), *once[2:])
 
 
-def look_at_services(config, facts):
-    """What is wrong (list of str) with the services that must use the live key by now, each asked
-    for 20 seconds at most."""
+def judge_row(config: Config, facts: Facts, look: Look, server: str, owner: str, answer,
+              end: str) -> bool:
+    """Add to a Look what there is to say of a row of tlsa_rows(). Was there an answer?"""
+    if not isinstance(answer, Answer):
+        look.wrong.append(reason(answer))
+        look.found[f"{owner} {server}"] = None
+        return False
+    there, _, data = dns_follow(answer, owner, A if end else TLSA)
+    if end and data and there != end:
+        look.wrong.append(f"{owner}: {server} says that it is at {there}, not at {end}")
+    if not end and (server == "the resolver" or there == owner):  # else its end is asked for, too
+        judge(config, facts, look, server, there, answer, data)
+    return True
+
+
+def judge(config: Config, facts: Facts, look: Look, server: str, owner: str, answer: Answer,
+          records: list):
+    """Add to a Look what a server has as the TLSA records (list of bytes, RFC 6698 section 2.1) of
+    an owner. Only 3 1 1 counts, for it outlives renewals (RFC 7671 section 5.1)."""
+    told, must = f"{owner}: {server} says", must_hold(config, facts)
+    names = dict(zip(keys_of(facts), (config.live, config.staging)))
+    digests = {record[3:].hex() for record in records if record[:3] == b"\3\1\1"}
+    look.found[f"{owner} {server}"] = set(names) - {""} <= digests
+    if not digests:
+        kept = [f" (that may stay cached for {record[2]} s)" for record in answer.authority
+                if record[1] == SOA and not answer.authoritative]
+        look.outage.append(f"{told} no TLSA record 3 1 1{''.join(kept)}")
+    for key in [key for key in must if key not in digests] if digests else ():
+        name = f"'{names[key]}'" if key in names else "the old key, which services may still use"
+        out = look.wrong if names.get(key) == config.staging else look.outage
+        out.append(f"{told} no 3 1 1 record for {name}")
+    judge_others(facts, look, told, names, records)
+    if server != "the resolver":  # which may have old ones cached
+        look.stale.extend(f"{owner}: 3 1 1 {digest}" for digest in digests - set(must))
+
+
+def judge_others(facts: Facts, look: Look, told: str, names: dict, records: list):
+    """Add to a Look what TLSA records other than ours mean. told: where they are; names: of our
+    keys."""
+    ours = b"\3\1\1" + bytes.fromhex(facts.live_key.spki)
+    kinds = {record[:1] for record in records}
+    if kinds == {b"\3"} and ours not in records:  # a CA's (2) may fit a new key, too
+        others = ", ".join(record[3:].hex() for record in records)
+        look.foreign.append(f"{told} TLSA records of other keys only ({others})")
+    long = {record[3:].hex() for record in records if record[:3] == b"\3\1\2"}
+    for key in (facts.live_key, facts.staging_key) if long else ():  # the strongest counts (9)
+        if key and key.spki in names and key.sha512 not in long:
+            look.wrong.append(f"{told} no 3 1 2 record for '{names[key.spki]}', but of other keys")
+    look.brittle.extend(f"{told} 3 0 {record[2]}, which the next renewal breaks: publish 3 1 1"
+                        for record in records if record[:2] == b"\3\0" and len(record) > 2)
+
+
+def look_at_services(config: Config, facts: Facts) -> list:
+    """What is wrong with the services that must use the live key by now: each at every address of
+    its host, with each name that clients ask for (SNI)."""
+    import socket
     problems = []
     for service in config.served:
-        where, _, protocol = service.partition("/")
+        name, host, port, protocol = re.match(
+            r"(?:(.*)@)?\[?(.*?)\]?:([0-9]+)(?:/(.*))?\Z", service).groups()
         try:
-            text = openssl("s_client", "-connect", where,
-                           *(["-starttls", protocol] if protocol else []), seconds=20)
-            # Without -showcerts it prints one certificate, the leaf
-            leaf = parse_certificate(pem(text.decode("ascii", "replace"))[0][1])
-            if sha256(leaf.spki) != facts.live_key.spki:
-                problems.append("%s uses another key than the live one" % service)
-        except (OSError, ValueError) as error:
-            problems.append("%s cannot be reached: %s" % (service, reason(error)))
+            known = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+        except OSError as error:
+            known = problems.append(f"{service} has no address: {error}") or ()
+        for address, asked in {(info[4][0], asked): 0 for info in known
+                               for asked in names_of_service(config, name, host)}:
+            only = asked == host and len(known) == 1
+            where = service if only else f"{service} ({asked} {address})"
+            try:
+                spki = key_of_service(f"[{address}]:{port}", asked, protocol, facts.live_key.kind)
+                if sha256(spki) != facts.live_key.spki:
+                    problems.append(f"{where} uses another key than the live one")
+            except (OSError, ValueError) as error:
+                problems.append(f"{where} cannot be reached: {reason(error)}")
     return problems
 
 
-# ---- Actions ------------------------------------------------------------------------------------
+def names_of_service(config: Config, name: str, host: str) -> list:
+    """By which names clients ask for a service: as configured, else its host's; for one given by
+    its address the hosts that `tlsa` names, or none ("")."""
+    if name or not re.match(r"[0-9.]+\Z|.*:", host):
+        return [name or host]
+    return [host for prefix, host in map(tlsa_parts, config.tlsa or ()) if prefix] or [""]
 
 
-class Run:
-    """What this run did so far, as far as it is not on disk: asked, force, hooks, skew, dns, served
-    as in Facts; client: the Client for all its requests, or None; failed: did one fail; status: the
-    exit status (int); by_hand: is it no cron job; trouble: why the CA told no time (str)."""
-
-    def __init__(self, config, hooks=False, force="", skew=None):
-        self.config, self.hooks, self.force, self.skew = config, hooks, force, skew
-        self.asked, self.client, self.failed, self.status = frozenset(), None, False, 0
-        self.dns, self.served, self.by_hand, self.trouble = None, None, bool(force), ""
-
-    def facts(self):
-        """The Facts as they are now. Raises Problem, OSError."""
-        config, live = self.config, place(self.config, "live", "key")
-        key = read_key(live)
-        if key is None:
-            raise Problem("%s is missing: run init, or restore it from %s" % (live, config.backups))
-        state = read_state(config, time.time())
-        if self.by_hand and not self.failed and not state.get("retry", {}).get("server"):
-            state.pop("retry", None)  # only cron waits after a failure
-        return Facts(key, read_crt(place(config, "live", "crt")),
-                     read_key(place(config, "staging", "key")),
-                     read_crt(place(config, "staging", "crt")),
-                     state, self.asked, self.force, self.hooks, self.skew, self.dns, self.served)
-
-
-def reconcile(run):
-    """Do what is due, one Step after the other. Returns the exit status.
-    Raises Problem, OSError."""
-    for _ in range(50):
-        facts, now = run.facts(), time.time()
-        step = decide(run.config, facts, now)
-        if step.verb == "wait":
-            return conclude(run, facts, step, now)
-        if step.verb not in ("clock", "look"):
-            say(step.text + (": " + step.why if step.verb in ("stage", "drop", "rename") else ""))
-        perform(run, facts, step)
-    raise Problem("it does not settle: %s, again and again" % step.text)
-
-
-def perform(run, facts, step):
-    """Do one Step. Raises Problem or OSError, which end the run."""
-    config = run.config
-    if step.verb == "request":
-        request(run, facts, step.what)
-    elif step.verb == "stage":
-        run.asked = run.asked | {"stage"}
-        run.force = "now" if run.force == "now" else ""
-        update_state(config, published=None, seen=None, ttl=None, told=None)
-        make_key(place(config, "staging", "key"), config.key_type, config.key_length,
-                 os.stat(place(config, "live", "key")))
-    elif step.verb == "publish":
-        update_state(config, published=time.time())
-    elif step.verb == "hook":
-        run.asked, run.dns, run.served = run.asked | {step.what}, None, None
-        run_hook(config, facts, step.what)
-    elif step.verb == "look" and step.what == "dns":
-        run.dns, ttl, _ = look_at_dns(config, facts)
-        known = [some for some in (ttl, facts.state.get("ttl")) if some is not None]
-        keys = keys_of(facts)  # what was seen of a key that is no longer there does not count
-        since = facts.state.get("looked", keys) == keys and facts.state.get("seen") or (
-            None if run.skew is None else time.time() + max(0, run.skew - 2))
-        update_state(config, ttl=max(known, default=None), seen=None if run.dns else since,
-                     looked=keys)
-    elif step.verb == "look":
-        end = time.monotonic() + 15
-        for pause in (1, 1, 1, 1, 0):  # a service may take a moment to reload
-            run.served = look_at_services(config, facts)
-            if not run.served or time.monotonic() > end:
-                break
-            time.sleep(pause)
-    elif step.verb == "clock":
-        run.asked = run.asked | {"clock"}
-        ask_clock(run)
-    elif step.verb == "drop":
-        drop(config, step.what)
-    else:
-        run.asked, run.force = run.asked | {"stage"}, ""
-        rename(config, *("key", "crt") if step.verb == "unstage" else (step.what,))
-        update_state(config, published=None, seen=None, ttl=None)  # the next key waits anew
-
-
-def client_of(run):
-    """The Client of this run, with the account's URL from the state if that is for the same
-    account. Raises Problem, AcmeError, OSError."""
-    config = run.config
-    if run.client is None:
-        make_account_key(config)
-        run.client = Client(config.directory_url, AccountKey(config.account_key),
-                            contact=config.contact, proxy=config.proxy, ca_bundle=config.ca_bundle)
-        known = read_state(config, time.time()).get("account")
-        if known and known == account_of(run, known["url"]):
-            run.client.account = known["url"]
-    return run.client
-
-
-def account_of(run, url):
-    """The state's entry (dict) for the account with this URL (str): what it depends on."""
-    return {"directory": run.config.directory_url, "thumbprint": run.client.key.thumbprint,
-            "contact": run.config.contact, "url": url}
-
-
-def request(run, facts, which):
-    """Request the certificate of a key (which: live or staging; RFC 8555) and install it; a failure
-    is told and remembered. Raises OSError if it cannot be remembered."""
-    config, file = run.config, place(run.config, which, "crt")
-    old = read_state(config, time.time()).get("retry")
-    key, crt = (facts.live_key, facts.live_crt) if which == "live" else facts[2:4]
-    run.asked = run.asked | {key.spki}
-    count = old["count"] + 1 if old and old["names"] == config.domains else 1
-    retry = {"count": count, "names": config.domains, "directory": config.directory_url}
-    # Written before the order, so that a program that dies at it does not order for ever
-    fail(retry, OSError("the run was cut off"))
-    update_state(config, retry=retry)
-    solver = HttpFiles(config.challenge_dir, config.self_check,
-                       note=lambda files: update_state(config, challenges=files),
-                       trouble=lambda text: complain(config.file, text))
-    try:
-        private = place(config, which, "key")
-        spki = public_key(read_file(private).decode("ascii", "replace"))
-        text = client_of(run).obtain(config.domains, make_csr(
-            private, spki, config.domains), spki, solver)
-        leaf = parse_certificate(pem(text)[0][1])
-        same = crt and (crt.spki, set(crt.names)) == (key.spki, set(leaf.names))
-        if same and (leaf.not_after < crt.not_after or sha256(text.encode()) == crt.sha256):
-            raise AcmeError("the CA sent the present certificate again, or one that ends earlier")
-        if os.path.exists(file):
-            back_up(config, file)
-        write_file(file, text.encode(), 0o644)
-        retry = None
-    except (AcmeError, OSError) as error:
-        fail(retry, error)
-        run.failed, run.status = True, 1
-        complain(config.file, "no certificate '%s': %s; what is there stays; if it is due, cron "
-                 "tries again from %s" % (
-                     getattr(config, which), reason(error), utc(retry["after"])))
-    except Stopped:
-        retry = old
-        raise
-    finally:
-        compare_clocks(run)
-        known = run.client and run.client.account
+def key_of_service(where: str, name: str, protocol: str, kind: str) -> bytes:
+    """The public key (SubjectPublicKeyInfo, DER) that a service shows to who asks for a name and a
+    kind of key; some greet slowly, so it has 45 seconds. Raises ToolError, ValueError."""
+    args = ["-servername", name] if name else ["-noservername"]
+    if protocol:
+        args += ["-starttls", protocol]
+        # By which name to greet: the domain, or ours instead of mail.example.com
+        args += ["-name", name if "xmpp" in protocol else os.uname().nodename]
+    ours = "RSA-PSS+SHA256:RSA+SHA256:RSA+SHA384:RSA+SHA512" if kind == "rsa" else (
+        "ECDSA+SHA256:ECDSA+SHA384:ECDSA+SHA512")
+    for more in (["-sigalgs", ours], []):  # it may have none of our kind: then any
         try:
-            update_state(config, retry=retry, challenges=solver.paths or None,
-                         **{"account": account_of(run, known)} if known else {})
-        except OSError:
-            if not run.failed:  # one line is enough, and what was written before the order holds
+            shown = openssl("s_client", "-connect", where, *args, *more, seconds=45)
+        except ToolError as error:  # it may hang up after its certificate, for it wants ours
+            shown = error.output
+            if not more and b"BEGIN CERT" not in shown:
                 raise
+        if b"BEGIN CERT" in shown:  # without -showcerts one certificate, the leaf
+            break
+    return parse_certificate(pem(shown.decode("ascii", "replace"))[0][1]).spki
 
 
-def fail(retry, error):
-    """Note in retry (dict, as in STATE) when the next request may be made after this error
-    (AcmeError, OSError)."""
-    wait = getattr(error, "retry_after", None)
-    # What broke on this machine (a full disk) did not bother the CA: one try more
-    count = retry["count"] if isinstance(error, AcmeError) else retry["count"] - 1
-    retry.update(server=wait is not None, error=printable(reason(error)), after=time.time() + (
-        RETRY_SECONDS[min(count, 4)] if wait is None else min(wait, RETRY_AFTER_SECONDS)))
+# ---- Files: the only code that writes -----------------------------------------------------------
 
 
-def make_csr(file, spki, names):
-    """A PKCS#10 request (DER bytes, RFC 2986) for names (list of str), signed by the key in file
-    (path), whose public half is spki (DER bytes). Raises ToolError."""
-    san = tlv(0x30, *[tlv(0x82, name.encode()) for name in names])
-    extensions = tlv(0x30, tlv(0x30, tlv(6, SUBJECT_ALT_NAME), tlv(4, san)))
-    attribute = tlv(0x30, tlv(6, EXTENSION_REQUEST), tlv(0x31, extensions))
-    info = tlv(0x30, tlv(2, b"\0"), tlv(0x30), spki, tlv(0xa0, attribute))
-    algorithm = [tlv(6, bytes.fromhex("2a864886f70d01010b")), tlv(5)]  # sha256WithRSAEncryption
-    if key_kind(spki)[0] != "rsa":
-        algorithm = [tlv(6, bytes.fromhex("2a8648ce3d040302"))]        # ecdsa-with-SHA256
-    signature = openssl("dgst", "-sha256", "-sign", file, stdin=info)
-    return tlv(0x30, info, tlv(0x30, *algorithm), tlv(3, b"\0", signature))
+class Uninterrupted:
+    """A context in which SIGINT, SIGTERM and SIGHUP wait for its end. They are not blocked, for
+    what is started in it would inherit that."""
+
+    def __enter__(self):
+        self.waiting = []
+        self.handlers = {number: signal.signal(number, lambda *args: self.waiting.append(args))
+                         for number in SIGNALS if signal.getsignal(number) == stop}
+
+    def __exit__(self, *error):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        for number, frame in self.waiting[:1]:
+            stop(number, frame)
 
 
-def ask_clock(run):
-    """Ask the CA what time it is; while it cannot be reached, nobody knows."""
+def sync_folder(file: str):
+    """Make what was done to the folder of this file last. Raises OSError."""
+    import errno
+    fd = os.open(os.path.dirname(file), os.O_RDONLY)
     try:
-        client_of(run).directory("newNonce")
-        run.skew = run.skew if run.client.skew is not None else 0
-    except (AcmeError, OSError) as error:
-        run.trouble = reason(error)
-        if getattr(error, "retry_after", None) is not None:
-            retry = {"count": 1, "names": run.config.domains, "directory": run.config.directory_url}
-            fail(retry, error)
-            update_state(run.config, retry=retry)
-    compare_clocks(run)
-
-
-def compare_clocks(run):
-    """Take the CA's time from its last answer, and tell if the clocks are far apart."""
-    skew = run.client and run.client.skew
-    if run.skew is None and abs(skew or 0) > CLOCK_SECONDS:
-        complain(run.config.file, "your clock is %g days %s (the CA's says %s): no key is made "
-                 "or goes live before that is mended" % (
-                     round(abs(skew) / DAY, 2), "behind" if skew > 0 else "ahead",
-                     utc(time.time() + skew)))
-    run.skew = run.skew if skew is None else skew
-
-
-def run_hook(config, facts, name):
-    """Run a hook (its name in the config), and note that it is done if it exits 0. Raises Problem
-    otherwise, OSError if it cannot be started or noted."""
-    import subprocess
-    program = getattr(config, name.replace("-", "_"))
-    env = {k: v for k, v in os.environ.items() if not k.startswith("STAGING_")}
-    env.update(HOOK=name, CONFIG=config.file, DOMAINS=" ".join(config.domains))
-    env.update({"%s_%s" % (which.upper(), ext.upper()): place(config, which, ext)
-                for which in (["live", "staging"] if staged_pair(facts) else ["live"])
-                for ext in ("crt", "key")})
-    quiet = {name: subprocess.DEVNULL for fd, name in ((1, "stdout"), (2, "stderr")) if fd in deaf}
-    # A signal before we know its process would leave the hook running
-    hook, mask = None, signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        hook = subprocess.Popen(
-            [program], stdin=subprocess.DEVNULL, env=env, start_new_session=True,
-            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, mask), **quiet)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        status = "exit status %d" % hook.wait(config.hook_timeout)
-    except subprocess.TimeoutExpired:
-        status = "killed after %g seconds" % config.hook_timeout
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if hook and hook.returncode is None:
-            os.killpg(hook.pid, signal.SIGKILL)
-            hook.wait()
-    if hook.returncode:
-        raise Problem("%s (%s) failed: %s; it runs again next time" % (name, program, status))
-    if name == "post-certchange":
-        update_state(config, certchange=facts.live_crt.sha256)
-    else:
-        known = facts.state.get("keychange") == keys_of(facts) and facts.state.get("published")
-        update_state(config, keychange=keys_of(facts),
-                     published=known or time.time() if staged_pair(facts) else None)
-
-
-def conclude(run, facts, step, now):
-    """Tell what could not be done, or waits: step is a wait. Returns the exit status. Raises
-    OSError."""
-    config, retry = run.config, facts.state.get("retry")
-    if step.what == "request" and not run.failed:
-        run.status = 1
-        told = ("the last request failed (%s), the next is made from %s" % (
-            retry["error"], utc(step.when)) if retry else "it was obtained just now: is the clock "
-            "right, is the CA?")
-        complain(config.file, "%s; %s" % (step.why, told))
-    if retry and step.what != "request" and not (run.failed or retry["server"]):
-        update_state(config, retry=None)  # of a run that died when it had succeeded
-    if decide(config, facts._replace(skew=0 if wrong_clock(facts) else facts.skew or 0),
-              now).verb != "wait":
-        run.status = 1  # held back because the clock is wrong, which was said, or not known
-        if run.skew is None and not run.failed:
-            complain(config.file, "no key is made or goes live before the CA says what time it is: "
-                     + (run.trouble or "it is not to be asked before " + utc(retry["after"])))
-    if run.served:
-        run.status = 1
-        complain(config.file, "%s; the old key stays in DNS, the next run goes on" % "; ".join(
-            run.served))
-    if config.tlsa:
-        tell_dns(run, facts, now)
-    if run.force == "new-key" and facts.staging_key:
-        say("'%s' is staged already: %s, %s" % (config.staging, step.why, utc(step.when)))
-    if not run.hooks and facts.live_crt and facts.live_crt.spki == facts.live_key.spki:
-        owed = hooks_owed(config, facts)
-        change = owed and [facts.live_crt.sha256] + keys_of(facts) + owed
-        if owed and facts.state.get("owed") != change:
-            say("Owed: %s (run with -k)" % ", ".join(owed))
-        update_state(config, owed=change or None)
-    return run.status
-
-
-def tell_dns(run, facts, now):
-    """Tell a staging time that is too short, and once a day what a staged key waits for."""
-    config, step = run.config, unstage_step(run.config, facts, now)
-    ttl = facts.state.get("ttl", 0)
-    if run.force == "init" or facts.staging_key and "stage" in run.asked:
-        ttl = ttl or look_at_dns(config, facts)[1] or 0
-        if 2 * ttl > config.staging_hours * HOUR:
-            say("staging-hours is less than twice the TTL of the TLSA records: a new key waits for "
-                "%d seconds" % (2 * ttl))
-    if run.hooks and step[:2] == ("wait", "dns") and (
-            now >= facts.state.get("told", 0) + DAY - HOUR):
-        say("%s, %s" % (step.why, "to be tried again" if run.dns else utc(step.when)))
-        update_state(config, told=now)
-        since = facts.state.get("published", facts.staging_key.made)
-        if run.dns and now > since + max(HOUR, 2 * ttl):
-            run.status = 1
-
-
-# ---- Commands -----------------------------------------------------------------------------------
-
-
-def check_machine(config, hooks, folders, make):
-    """Raise Problem unless openssl, the folders (paths; if init will make them, what is there of
-    them) and the hooks (if they may run) can be used."""
-    if not any(os.access(os.path.join(folder, "openssl"), os.X_OK)
-               for folder in os.environ["PATH"].split(":")):
-        raise Problem("there is no openssl in PATH: install it")
-    for hook in (config.post_certchange, config.post_keychange) if hooks else ():
-        if hook and not (os.path.isfile(hook) and os.access(hook, os.X_OK)):
-            raise Problem("the hook %s is missing, or no program that can be run (chmod +x)" % hook)
-        if hook:
-            check_owner(hook)
-    if config.ca_bundle and not os.access(config.ca_bundle, os.R_OK):
-        raise Problem("ca-bundle %s cannot be read" % config.ca_bundle)
-    for folder in folders:
-        while make and not os.path.lexists(folder):
-            folder = os.path.dirname(folder)
-        if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
-            raise Problem("%s is no folder that can be written to: run init, or mend it" % folder)
-
-
-def act(config, hooks, force):
-    """init, renew and cron. hooks, force: as in Facts. Returns the exit status. Raises Problem,
-    OSError."""
-    folders = {os.path.dirname(config.account_key): 0o700, config.certs: 0o755, config.keys: 0o710,
-               config.backups: 0o700, config.challenge_dir: 0o755}
-    check_machine(config, hooks, folders, force == "init")
-    for folder, mode in folders.items() if force == "init" else ():
-        make_folder(folder, mode)
-    fd = lock(place(config, "live", "lock"))
-    try:
-        clean_up(config)
-        live = place(config, "live", "key")
-        if force == "init" and not os.path.lexists(live):
-            make_account_key(config)
-            say("Making private key '%s' (%s)" % (config.live, config.key_type))
-            make_key(live, config.key_type, config.key_length)
-        return reconcile(Run(config, hooks, force))
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot
+            raise
     finally:
         os.close(fd)
 
 
-def show(config, hooks, force):
+def write_file(file: str, data: bytes, mode: int = 0o600, like: str = None, temp: str = None,
+               made: float = None):
+    """Put data in a file so that whoever reads it finds the old or the new, never half.
+
+    mode: whatever the umask; like: a file whose owner, group, mode and ACL to take, as far as they
+    can be given; made: its time (seconds since 1970), if not by our own clock. Raises OSError.
+    """
+    temp, ours = temp or file + ".tmp", False
+    try:
+        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        ours = True
+        with open(fd, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            if like:
+                copy_rights(like, fd, file)
+            else:
+                os.fchmod(fd, mode)
+            if made is not None:
+                os.utime(temp, (made, made))
+            os.fsync(fd)
+        os.replace(temp, file)
+        ours = False
+        sync_folder(file)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be written: {error.strerror}", file)
+    finally:
+        if ours:
+            os.unlink(temp)
+
+
+def copy_rights(like: str, fd: int, file: str):
+    """Give the file behind fd the owner, group, mode and POSIX ACL of the file like. What cannot be
+    given is said; then nobody else may read it. file: its name, for people. Raises OSError."""
+    info, acl = os.stat(like), "system.posix_acl_access"
+    try:
+        os.fchown(fd, info.st_uid, info.st_gid)  # even a new file's group may not be ours (setgid)
+        os.fchmod(fd, stat.S_IMODE(info.st_mode))
+        if acl in (os.listxattr(like) if hasattr(os, "listxattr") else ()):
+            os.setxattr(fd, acl, os.getxattr(like, acl))
+    except PermissionError as error:
+        say(f"{file} cannot be given owner {info.st_uid}, group {info.st_gid} and rights of {like}"
+            f" ({error.strerror}): only its owner may read it")
+        os.fchmod(fd, stat.S_IMODE(info.st_mode) & 0o700)
+
+
+def back_up(line: Line, file: str) -> str:
+    """Keep a file in the backups, under its name and time, by a hard link where possible. Returns
+    the copy's path, "" if there was one before: one is enough. Raises OSError."""
+    made = time.gmtime(max(0, os.stat(file).st_mtime))
+    name = f"{os.path.basename(file)}.{time.strftime('%Y%m%d-%H%M%S', made)}"
+    first = target = os.path.join(line.config.backups, name)
+    count = 0
+    while os.path.lexists(target):
+        if read_file(target) == read_file(file):
+            return ""
+        count += 1
+        target = f"{first}-{count}"
+    try:
+        os.link(os.path.realpath(file), target)
+        sync_folder(target)
+    except FileExistsError:  # another line was quicker
+        return back_up(line, file)
+    except OSError:
+        write_file(target, read_file(file), like=file, temp=line.temp)
+    return target
+
+
+def update_state(line: Line, **changes):
+    """Change notes in the state file; None removes one. Raises OSError."""
+    old = read_state(line)
+    new = {name: note for name, note in dict(old, **changes).items() if note is not None}
+    if new != old:
+        text = json.dumps(new, indent=1, sort_keys=True) + "\n"
+        write_file(line.state, text.encode(), 0o644)
+
+
+def swap(line: Line, now: float, *exts: str):
+    """Give the staged files with these extensions the live names; what has them goes to the backups
+    first. now: seconds since 1970. Raises OSError."""
+    moves = [(getattr(line.staging, ext), getattr(line.live, ext)) for ext in exts]
+    for _, live in moves:
+        if os.path.exists(live):
+            back_up(line, live)
+    with Uninterrupted():  # else a key would be without its certificate until the next run
+        for staged, live in moves:
+            if line.config.standby == "yes":
+                os.utime(staged, (now, now))  # its age is that of its life
+            os.replace(staged, live)
+        for _, live in moves:
+            sync_folder(live)
+
+
+def make_folder(folder: str, mode: int):
+    """Make a folder of this mode, and those above it. Raises OSError."""
+    if not os.path.isdir(folder):
+        say(f"Making folder {folder}")
+        umask = os.umask(0o022)
+        try:
+            os.makedirs(folder, mode, exist_ok=True)  # another run may be quicker
+        finally:
+            os.umask(umask)
+        sync_folder(folder)
+
+
+def make_key(file: str, kind: str, bits: int = None, like: str = None, made: float = None):
+    """Write a new private key (PKCS#8 PEM), 0600 from the first byte. kind: rsa, ec-p256 or
+    ec-p384; bits: of an RSA key, else 3072; like, made: as in write_file(). Raises OSError."""
+    algorithm, size = ("RSA", f"rsa_keygen_bits:{bits or 3072}") if kind == "rsa" else (
+        "EC", "ec_paramgen_curve:P-" + kind[4:])
+    write_file(file, openssl("genpkey", "-algorithm", algorithm, "-pkeyopt", size), like=like,
+               made=made)
+
+
+def lock(file: str, seconds: float = 0) -> int:
+    """A descriptor that holds a lock, waited for so long, until it is closed. Who cannot open the
+    file (0600) cannot hold it. Raises Problem (status 75), OSError."""
+    fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                os.close(fd)
+                raise Problem(f"another run holds {file}", 75)
+            time.sleep(0.05)
+
+
+def make_account_key(config: Config):
+    """Make the account key (P-256) unless it is there, with nothing left of one that was not
+    finished. Raises OSError, Problem."""
+    file = config.account_key
+    if os.path.lexists(file) and not os.path.lexists(file + ".tmp"):
+        return
+    fd = lock(file + ".lock", LOCK_SECONDS)  # lines may share this key
+    try:
+        remove(config, [file + ".tmp"])
+        if not os.path.lexists(file):
+            say(f"Making account key {file}")
+            make_key(file, "ec-p256")
+    finally:
+        os.close(fd)
+
+
+def remove(config: Config, files: list):
+    """Remove files, if they are there; what cannot be removed is only told."""
+    for file in files:
+        try:
+            os.unlink(file)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            complain(config.file, f"cannot remove {reason(error)}")
+
+
+def clean_up(line: Line):
+    """Remove what a killed run left: temporary and challenge files; tighten keys of 2017.
+    Raises OSError, Problem."""
+    config, left = line.config, read_state(line).get("challenges", [])
+    remove(config, [line.temp, line.state + ".tmp"] + [
+        file + ".tmp" for pair in (line.live, line.staging) for file in (pair.key, pair.crt)])
+    if left:
+        solver = HttpFiles(config.challenge_dir, trouble=lambda text: complain(config.file, text))
+        solver.paths = left
+        solver.remove()
+        update_state(line, challenges=None)
+    if os.path.lexists(config.account_key + ".tmp"):
+        make_account_key(config)
+    for file in line.live.key, line.staging.key, config.account_key:
+        if os.path.exists(file) and os.stat(file).st_mode & 0o007:
+            say(f"Making {file} readable for its owner only")
+            os.chmod(file, 0o600)
+
+
+# ---- Run: does what is due ----------------------------------------------------------------------
+
+
+class Run:
+    """One run for a line, and what it did so far, as far as that is not on disk.
+
+    hooks, force, done, failed, looks: as in Facts; log: is told each step of the protocol; status:
+    the exit status; told: the note of what was told; heard: all that was told; client: the Client
+    for all requests; ahead: seconds that the CA's clock is ahead of ours, if it is believed; notes:
+    those that a request leaves, whether it fails or not.
+    """
+
+    def __init__(self, line: Line, hooks: bool = False, force: str = "", log=lambda text: None):
+        self.line, self.config, self.hooks, self.force = line, line.config, hooks, force
+        self.done, self.failed, self.looks, self.told, self.notes = set(), set(), {}, {}, {}
+        self.client, self.ahead, self.status, self.log, self.heard = None, 0, 0, log, []
+
+    def facts(self) -> Facts:
+        """The Facts as they are now. Raises Problem, OSError."""
+        line, now, key = self.line, time.time() + self.ahead, read_key(self.line.live.key)
+        if not key or not key.spki:
+            wrong = f"no private key that can be used ({key.kind})" if key else "missing"
+            raise Problem(f"{line.live.key} is {wrong}: restore it from {line.config.backups}, or "
+                          f"{'move it away and ' if key else ''}run init for a new one")
+        return Facts(key, read_crt(line.live.crt), read_key(line.staging.key),
+                     read_crt(line.staging.crt), read_state(line), now, time.time(), self.force,
+                     self.hooks, frozenset(self.done), frozenset(self.failed), dict(self.looks))
+
+    def note(self, **notes):
+        """Change notes in the state file; None removes one. Raises OSError."""
+        update_state(self.line, **notes)
+
+    def reconcile(self) -> int:
+        """Do what is due, one Step after the other. Returns the exit status. Raises Problem,
+        OSError."""
+        for _ in range(50):
+            facts = self.facts()
+            plan = decide(self.config, facts)
+            if plan.step is None:
+                return self.conclude(facts, plan)
+            self.perform(facts, plan.step)
+        raise Problem(f"it does not settle: {text_of(self.config, plan.step, facts)}, for ever")
+
+    def perform(self, facts: Facts, step: Step):
+        """Do one Step. One that fails is told, and not tried again in this run."""
+        try:
+            if step.verb == "look":
+                self.looks[step.what] = getattr(self, "look_at_" + step.what)(facts)
+                return
+            tell_why = step.verb in ("stage", "drop", "discard", "rename") or self.force == "now"
+            why = f": {step.why}" if tell_why and step.verb not in ("request", "hook") else ""
+            say(text_of(self.config, step, facts) + why)
+            getattr(self, "do_" + step.verb)(facts, step.what)
+        except (Problem, AcmeError, OSError) as error:
+            self.failed.add((step.verb, step.what))
+            self.looks[step.what] = [reason(error)]
+            self.tell(reason(error))
+        # What was seen before says nothing of what is there now; but the clock goes on
+        self.looks = {what: self.looks[what] for what in self.looks if what == "clock"}
+
+    # -- looks: they return what is wrong (list of str); they raise OSError if it cannot be noted
+
+    def look_at_clock(self, facts: Facts) -> list:
+        """Ask the CA what time it is; from then on that is the time."""
+        try:
+            self.open_client().ask_nonce()
+        except (AcmeError, OSError) as error:
+            if getattr(error, "retry_after", None) is not None:
+                self.note(retry=self.retry_note(facts, error))
+            return [reason(error)]
+        return self.believe_clock(facts)
+
+    def believe_clock(self, facts: Facts) -> list:
+        """Take the CA's time, unless the certificate that it gave is not valid then."""
+        ahead, crt = self.client and self.client.skew or 0, facts.live_crt
+        theirs = time.time() + ahead
+        if abs(ahead) > CLOCK_SECONDS and fit(facts.live_key, crt) and not (
+                crt.not_before - HOUR <= theirs <= crt.not_after):
+            return [f"its clock says {utc(theirs)}, when '{self.config.live}' is not valid"]
+        self.ahead = ahead if abs(ahead) > 2 else 0  # it tells whole seconds
+        return []
+
+    def look_at_dns(self, facts: Facts) -> list:
+        """Note which keys DNS shows, and since when."""
+        look, now, keys = look_at_dns(self.config, facts), time.time() + self.ahead, keys_of(facts)
+        before = facts.state.get("dns", {"keys": None, "ttl": -1, "until": 0, "fits": []})
+        known = before["found"] if before["keys"] == keys and past(facts, before) else {}
+        begin = now if self.looks.get("clock") == [] else 0  # no time starts by another clock
+        found = since_when(look, known, begin)
+        ttl, until = before["ttl"], before["until"]
+        if 0 <= look.ttl < ttl:  # records without a key may have been given out until it was found
+            until = max(until, (seen_since(self.config, facts) or now) + 2 * ttl)
+        fits = before["fits"] if look.foreign else [
+            key for key in must_hold(self.config, facts) if key == keys[0] or not look.wrong]
+        self.looks.update(ttl=[] if look.ttl >= 0 else look.wrong, fit=look.foreign)
+        self.note(dns={"keys": keys, "asked": asked(self.config), "found": found, "until": until,
+                       "ttl": look.ttl if look.ttl >= 0 else ttl, "fits": fits, "at": now,
+                       "wrong": look.wrong, "outage": look.outage})
+        return look.wrong
+
+    def look_at_served(self, facts: Facts) -> list:
+        """Note which keys services show; they may take a moment to reload."""
+        end = time.monotonic() + 15
+        for pause in (1, 1, 1, 1, 0):
+            wrong = look_at_services(self.config, facts)
+            if not wrong or time.monotonic() > end:
+                break
+            time.sleep(pause)
+        self.note(served={"key": facts.live_key.spki, "services": self.config.served,
+                          "wrong": wrong, "at": time.time() + self.ahead})
+        return wrong
+
+    # -- steps, one method a verb; they raise OSError, and Problem or AcmeError where it says so
+
+    def do_drop(self, facts: Facts, what: str):
+        """Remove a staged file."""
+        os.unlink(getattr(self.line.staging, what))
+        sync_folder(getattr(self.line.staging, what))
+
+    def do_discard(self, facts: Facts, what: str):
+        """Move a staged file to the backups."""
+        back_up(self.line, getattr(self.line.staging, what))
+        self.do_drop(facts, what)
+
+    def do_rename(self, facts: Facts, *what: str):
+        """Make staged files live: those that a crash left, or both."""
+        swap(self.line, facts.now, *what)
+        self.done.add(("unstage", ""))
+
+    def do_unstage(self, facts: Facts, what: str):
+        """Make the staged pair live."""
+        self.do_rename(facts, "key", "crt")
+
+    def do_stage(self, facts: Facts, what: str):
+        """Make the next private key. Raises Problem."""
+        check_claims(self.line, True)
+        make_key(self.line.staging.key, wanted_type(self.config, facts.live_key),
+                 self.config.key_length, self.line.live.key, facts.now)
+        self.done.add(("stage", ""))
+
+    def do_publish(self, facts: Facts, what: str):
+        """Start the staging time, or go on with it."""
+        since = published_since(facts)
+        self.note(keychange={"keys": keys_of(facts), "at": facts.now if since is None else since})
+
+    def do_hook(self, facts: Facts, what: str):
+        """Run a hook, and note that it is done. Raises Problem."""
+        self.done.add(("hook", what, facts.live_key.spki))
+        run_hook(self.line, facts, what)
+        if what == "post-certchange":  # which may edit the file
+            self.note(certchange=sha256(read_file(self.line.live.crt) or b""))
+        else:
+            self.do_publish(facts._replace(now=time.time() + self.ahead), what)
+
+    def do_request(self, facts: Facts, what: str):
+        """Request the certificate of a key and install it; note a failure. Raises Problem."""
+        key = facts.live_key if what == "live" else facts.staging_key
+        self.done.add(("request", key.spki))
+        before, error, self.notes = facts.state.get("retry"), None, {}
+        # Written before the order, so that a program that dies at it does not order for ever
+        self.note(retry=self.retry_note(facts, OSError("the run was cut off")))
+        try:
+            self.obtain(facts, what)
+            self.notes.update(retry=None, order=None)
+        except Stopped:
+            self.note(**self.notes, retry=before)
+            raise
+        except (AcmeError, OSError) as failure:
+            error, self.notes["retry"] = failure, self.retry_note(facts, failure)
+        try:
+            self.note(**self.notes)
+        except OSError as failure:
+            error = error or failure
+        if error:
+            retry = self.notes["retry"]
+            again = f", cron tries again from {utc(retry['after'])}" if retry else ""
+            raise Problem(f"no certificate '{getattr(self.line, what).name}': {reason(error)}; "
+                          f"what is there stays{again}")
+
+    def obtain(self, facts: Facts, what: str):
+        """Get a certificate by the order that an earlier run left, or by a new one, and install it
+        (RFC 8555 section 7.4). Raises AcmeError, OSError."""
+        config, pair = self.config, getattr(self.line, what)
+        key, crt = (facts.live_key, facts.live_crt) if what == "live" else facts[2:4]
+        note = {"key": key.spki, "names": config.domains, "directory": config.directory_url,
+                "crt": crt.leaf if crt else ""}
+        known = facts.state.get("order", {"tries": 0})
+        again = {**known, **note} == known and known["tries"] < 3
+        note["tries"] = known["tries"] + 1 if again else 0
+        saved = back_up(self.line, pair.crt) if crt else ""  # without room nothing is ordered
+        client, csr = self.open_client(), make_csr(pair.key, config.domains)
+        solver = HttpFiles(config.challenge_dir, config.self_check,
+                           note=lambda files: self.note(challenges=files),
+                           trouble=lambda text: complain(config.file, text))
+        try:
+            if again:
+                self.note(order={**known, **note})
+            order = client.resume(known["url"]) if again else client.order(config.domains)
+            text = order.obtain(csr, [solver], lambda url: self.note(order={**note, "url": url}))
+            # If it cannot be installed, that is not the CA's fault: it is downloaded until it can
+            self.notes["order"] = {**note, "url": order.url, "tries": 0}
+            self.install(facts, pair, crt, text)
+        except BaseException as error:
+            if saved and read_file(saved) == read_file(pair.crt):  # it was not replaced
+                remove(config, [saved])
+            self.notes.update({"order": None} if isinstance(error, OrderFailed) else {})
+            raise
+        finally:
+            self.believe_clock(facts)
+            self.notes.update(self.account_note(), challenges=solver.paths or None)
+
+    def install(self, facts: Facts, pair: Pair, crt: Crt, text: str):
+        """Put a chain (PEM) that the CA sent in the place of a Crt, or of none. Raises OrderFailed
+        if it is no newer one, OSError."""
+        der, here = pem(text)[0][1], self.config.directory_url
+        leaf, givers = parse_certificate(der), facts.state.get("issued", {})
+        older = crt and givers.get(crt.leaf) == here and leaf.not_before < crt.not_before
+        if older or crt and crt.leaf == sha256(der):
+            raise OrderFailed("the CA sent the present certificate again, or one from before it")
+        if crt and leaf.not_after < crt.not_after:
+            say(f"The new certificate ends earlier than the one before, {utc(leaf.not_after)}")
+        write_file(pair.crt, text.encode(), 0o644)
+        kept = {leaf: givers[leaf] for leaf in leaves(facts) if leaf in givers}
+        self.notes["issued"] = {**kept, sha256(der): here}
+
+    def open_client(self) -> Client:
+        """The Client of this run, with the account's URL if that is noted for the same account.
+        Raises AcmeError, OSError, Problem."""
+        config = self.config
+        if self.client is None:
+            make_account_key(config)
+            self.client = Client(config.directory_url, AccountKey(config.account_key),
+                                 contact=config.contact, proxy=config.proxy,
+                                 ca_bundle=config.ca_bundle, log=self.log)
+            known = read_state(self.line).get("account", {"url": None})
+            self.client.account = known["url"]
+            if self.account_note() != {"account": known}:
+                self.client.account = None
+        return self.client
+
+    def account_note(self) -> dict:
+        """The note of the account's URL, and of what it depends on; {} as long as there is none."""
+        client = self.client
+        return {"account": {
+            "directory": client.url, "contact": client.contact, "url": client.account,
+            "thumbprint": client.key.thumbprint}} if client.account else {}
+
+    def retry_note(self, facts: Facts, error: Exception) -> dict:
+        """The note of a request that failed by this error: when the next one may be made."""
+        old, crt = facts.state.get("retry", {}), facts.live_crt
+        about = subject(self.config, facts)
+        count = old["count"] + 1 if {**old, **about} == old else 1
+        # What broke on this machine (a full disk) did not bother the CA: one try more
+        seconds = RETRY_SECONDS[min(count if isinstance(error, AcmeError) else count - 1, 4)]
+        wait = getattr(error, "retry_after", None)
+        if wait is not None:
+            left = crt.not_after - facts.clock if fit(facts.live_key, crt) else 1e9
+            seconds = min(wait, RETRY_AFTER_SECONDS, max(HOUR, left / 4))
+        return {**about, "count": count, "after": time.time() + seconds, "error": reason(error),
+                "server": 0 if wait is None else error.status}
+
+    # -- the end
+
+    def tell(self, text: str, facts: Facts = None, topic: str = "", status: int = 1):
+        """Tell what is not as it should be, on stderr; with status None (else the exit status that
+        it makes) news on stdout. With a topic, it is told when it changes and once a day; by hand
+        at once."""
+        now, before = time.time(), facts and facts.state.get("told", {}).get(topic)
+        known = before and before["text"] == text and 0 <= now - before["at"] < LOOK_SECONDS
+        if topic:
+            self.told[topic] = before if known else {"text": text, "at": now}
+        self.status = max(self.status, status or 0)
+        again = any(text in before for before in self.heard)  # as of a disk that is full
+        if (not known or self.force) and not again:
+            self.heard.append(text)
+            say(text) if status is None else complain(self.config.file, text)
+
+    def conclude(self, facts: Facts, plan: Plan) -> int:
+        """Tell what is held back, and by what. Returns the exit status. Raises OSError."""
+        for topic, text, status in troubles(self.config, facts, plan):
+            self.tell(text, facts, topic, status)
+        skew = self.client and self.client.skew or 0
+        if abs(skew) > CLOCK_SECONDS and "clock" not in self.told:
+            days, way = round(abs(skew) / DAY, 2), "behind" if skew > 0 else "ahead"
+            self.tell(f"your clock is {days:g} days {way} (the CA's says "
+                      f"{utc(time.time() + skew)})", facts, "skew", 0)
+        self.tell_news(facts, plan)
+        retry, undone = facts.state.get("retry"), [step for step, *_ in plan.held] + [*self.failed]
+        if retry and not retry["server"] and "request" not in {step[0] for step in undone}:
+            retry = None  # of a run that died, or by hand: nothing is due
+        try:
+            self.note(told=self.told or None, retry=retry)
+        except OSError:
+            if not self.failed:  # else it was told why
+                raise
+        return self.status
+
+    def tell_news(self, facts: Facts, plan: Plan):
+        """Tell what comes of what was done in this run."""
+        config, staged = self.config, ("stage", "") in self.done
+        ttl = facts.state.get("dns", {"ttl": 0})["ttl"]
+        if config.tlsa and (self.force == "init" or staged) and (
+                2 * ttl > config.staging_hours * HOUR):
+            say("staging-hours is less than twice the TTL of the TLSA records: a new key waits for "
+                f"{2 * ttl} seconds")
+        for step in plan.later if self.done and config.tlsa else ():
+            if step.verb == "unstage":
+                say(f"{text_of(config, step, facts)}, {utc(step.when)}")
+        if self.force == "new-key" and facts.staging_key and not staged:
+            say(f"'{config.staging}' is staged already; {next_words(config, facts, plan)}")
+
+
+def since_when(look: Look, known: dict, begin: float) -> dict:
+    """{place: since when it has the keys, or 0} by a Look, and what was known before of the same
+    keys. begin: the time of what is new."""
+    # Who does not answer holds the key back, but may go on as it was
+    found = dict(known) if None in look.found.values() else {}
+    for place, good in look.found.items():
+        since = known.get(place, 0) or (begin if good else 0)
+        found[place] = 0 if good is False else since  # caches may have that from now on
+    return found
+
+
+def troubles(config: Config, facts: Facts, plan: Plan) -> list:
+    """[(topic, text, exit status)] of what is held back and what is strange, for people; a topic
+    names what it is about, status None is news."""
+    held = [held_back(config, facts, *row) for row in plan.held]
+    made = facts.live_key.made
+    if made > facts.now + CLOCK_SECONDS:
+        held.append(("future", f"the live key's file is of {utc(made)}, the future: touch it", 1))
+    return list(dict.fromkeys(row for row in held if row))
+
+
+def held_back(config: Config, facts: Facts, step: Step, need: str, wrong: list):
+    """What troubles() tells of a Step that is held back; None if it was told before."""
+    text = "; ".join(wrong)
+    if need in ("retry", "clock") and any(done[0] == "request" for done in facts.failed):
+        return None
+    if need == "-k":
+        about = facts.live_crt.sha256 if step.what == "post-certchange" else keys_of(facts)
+        return f"{step.what} {about}", f"Owed: {step.what} (run with -k)", None
+    if need in ("once", "retry"):
+        return need, f"{text_of(config, step, facts)} is due ({step.why}); {text}", 1
+    if need == "clock":
+        return need, f"no key is made or goes live before the CA says what time it is: {text}", 1
+    if need == "fit":
+        return need, (f"{text}, so clients would refuse this one: put their key in the place of "
+                      f"{config.keys}/{config.live}.key, or publish this one beside it first (see "
+                      "tlsa), or use init --now"), 1
+    if need == "served":
+        return need, f"{text}; an old key stays in DNS, the next run goes on", 1
+    return ("dns", *held_by_dns(config, facts, text)) if need in ("dns", "ttl") else None
+
+
+def held_by_dns(config: Config, facts: Facts, text: str) -> tuple:
+    """(text, exit status) as in troubles() of what DNS holds back."""
+    dns = facts.state.get("dns", {"outage": [], "ttl": 0})
+    if facts.force in ("init", "now"):
+        return f"Not yet in DNS: {text}", None
+    if dns["outage"] or not has_pair(facts):
+        return text, 1
+    since = published_since(facts) or facts.staging_key.made
+    late = facts.now > since + max(HOUR, 2 * dns["ttl"])
+    return f"'{config.staging}' waits: {text}, to be tried again", 1 if late else None
+
+
+def run_hook(line: Line, facts: Facts, name: str):
+    """Run a hook (its key in the config), with its children, for hook-timeout at most. Raises
+    Problem unless it exits 0, OSError if it cannot be started."""
+    import subprocess
+    config, program = line.config, option(line.config, name)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("STAGING_")}
+    env.update(HOOK=name, CONFIG=config.file, DOMAINS=" ".join(config.domains),
+               LIVE_CRT=line.live.crt, LIVE_KEY=line.live.key)
+    if has_pair(facts):
+        env.update(STAGING_CRT=line.staging.crt, STAGING_KEY=line.staging.key)
+    quiet = {name: subprocess.DEVNULL for fd, name in ((1, "stdout"), (2, "stderr")) if fd in deaf}
+    hook = None
+    try:
+        with Uninterrupted():  # a signal before we know its process would leave it running
+            hook = subprocess.Popen([program], stdin=subprocess.DEVNULL, env=env,
+                                    start_new_session=True, **quiet)
+        status = f"exit status {hook.wait(config.hook_timeout)}"
+    except subprocess.TimeoutExpired:
+        status = f"killed after {config.hook_timeout:g} seconds"
+    finally:
+        if hook and hook.returncode is None:
+            os.killpg(hook.pid, signal.SIGKILL)
+            hook.wait()
+    if hook.returncode:
+        raise Problem(f"{name} ({program}) failed: {status}; it runs again next time")
+
+
+# ---- Commands: the command line -----------------------------------------------------------------
+
+
+def check_machine(config: Config, hooks: bool, init: bool):
+    """Raise Problem unless openssl, the folders (for init: what is there of them), the CA bundle
+    and the hooks (if they may run) can be used, and be changed by nobody else. Raises OSError."""
+    if not any(os.access(os.path.join(folder, "openssl"), os.X_OK)
+               for folder in os.environ["PATH"].split(":")):
+        raise Problem("there is no openssl in PATH: install it")
+    for name in ("post-certchange", "post-keychange") if hooks else ():
+        check_hook(name, option(config, name))
+    for name in "account-key", "certs", "keys", "backups", "challenge-dir":
+        check_folder(name, option(config, name), init)
+    if config.ca_bundle:
+        check_owner("ca-bundle", config.ca_bundle)
+    if config.ca_bundle and init:
+        import ssl
+        try:
+            ssl.create_default_context(cafile=config.ca_bundle)
+        except (OSError, ValueError) as error:
+            raise Problem(f"ca-bundle: {config.ca_bundle} cannot be loaded: {reason(error)}")
+
+
+def check_folder(name: str, file: str, init: bool):
+    """Raise Problem unless a folder (name: its key in the config), or that of the account key, can
+    be written to (for init: what is there of it), and be changed by nobody else."""
+    if name != "challenge-dir":  # its files are made with the rights of its owner
+        check_owner(name, existing(file))
+    if name == "account-key" and os.path.exists(file):
+        return  # there is nothing to write
+    folder = os.path.dirname(file) if name == "account-key" else file
+    folder = existing(folder) if init else folder
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise Problem(f"{name}: {folder} is no folder that this user can write to: run init as root"
+                      ", or change its owner")
+
+
+def existing(file: str) -> str:
+    """What is there of a path: itself, or the nearest folder above it."""
+    return file if os.path.lexists(file) else existing(os.path.dirname(file))
+
+
+def check_hook(name: str, file: str):
+    """Raise Problem unless a hook, if there is one, can be run; OSError."""
+    if not file:
+        return
+    if not os.path.isfile(file) or not os.access(file, os.X_OK):
+        raise Problem(f"{name}: {file} is missing, or no program that can be run (chmod +x)")
+    check_owner(name, file)
+    with open(file, "rb") as stream:
+        first = stream.readline(1000).decode("utf-8", "replace").rstrip("\n")
+    program = first[2:].strip(" \t").split(" ")[0] if first.startswith("#!") else file
+    if not os.access(program, os.X_OK):
+        raise Problem(f"{name}: the first line of {file} names {printable(program)}, which is not "
+                      "there" + (": save it with Unix line ends" if program[-1:] == "\r" else ""))
+
+
+def check_claims(line: Line, staging: bool):
+    """Raise Problem if another config that still exists has files of this line: its live files, or
+    (staging: is there a staged key, or to be one) its staging files. Raises OSError."""
+    folder, ours = line.config.certs, {*line.live[1:], *line.staging[1:]}
+    for state in [f"{folder}/{name}" for name in sorted(os.listdir(folder))
+                  if name.endswith(".state")] if staging else [line.state]:
+        try:
+            file = json.loads(read_file(state) or b"{}")["config"]
+            other = line if os.path.samefile(file, line.config.file) else Line(read_config(file))
+        except (OSError, ValueError, LookupError, TypeError, RecursionError, Problem):
+            continue  # no config, or none that could claim anything
+        shared = ours & {*other.live[1:], *other.staging[1:]}
+        if other is not line and shared:
+            raise Problem(f"{printable(file)} has the same files ({', '.join(sorted(shared))}): "
+                          "give each line its own by live and staging, or remove one config")
+
+
+def act(config: Config, args, force: str) -> int:
+    """init, renew and cron. args: of the command line; force: as in Facts. Returns the exit status.
+    Raises Problem, OSError."""
+    line, init = Line(config), force == "init"
+    check_machine(config, args.hooks, init)
+    for folder, mode in ((config.certs, 0o755), (config.keys, 0o710), (config.backups, 0o700),
+                         (os.path.dirname(config.account_key), 0o700),
+                         (config.challenge_dir, 0o755)) if init else ():
+        make_folder(folder, mode)
+    fd = lock(line.lock)
+    try:
+        check_claims(line, os.path.lexists(line.staging.key))
+        clean_up(line)
+        run = Run(line, args.hooks, force, lambda text: args.verbose and emit(2, text))
+        if init and not os.path.lexists(line.live.key):
+            make_first_key(run)
+        if init and args.now:
+            run.done.add(("fit", ""))
+        run.note(config=config.file)
+        status = run.reconcile()
+        if init and run.done and not status:
+            tell_next(line)
+        return status
+    finally:
+        os.close(fd)
+
+
+def make_first_key(run: Run):
+    """Make account key and live key of a new line. Raises OSError, Problem."""
+    config = run.config
+    make_account_key(config)
+    kind = config.key_type or ("rsa" if config.key_length else "ec-p256")
+    say(f"Making private key '{config.live}' ({kind})")
+    make_key(run.line.live.key, kind, config.key_length)
+    run.done.add(("key", ""))
+
+
+def tell_next(line: Line):
+    """Tell, at the end of init, what is there and what to do next. Raises OSError."""
+    crt = read_crt(line.live.crt)
+    if fit(read_key(line.live.key), crt):
+        chain = ", without its chain" if crt.chain == 1 else ""
+        say(f"{line.live.crt} is there until {utc(crt.not_after)}{chain}. Next: let services use "
+            f"it with {line.live.key}, and root's crontab run cron")
+
+
+def show(config: Config, hooks: bool, force: str) -> int:
     """Tell what cron or renew would do first, and why. Returns the exit status. Raises Problem,
     OSError."""
-    step = decide(config, Run(config, hooks, force, 0).facts()._replace(served=[]), time.time())
-    say("%s: %s" % (step.text, step.why) if step.verb != "wait" else
-        "Nothing; next: %s, %s" % (step.why, utc(step.when)))
+    run = Run(Line(config), hooks, force)
+    run.looks["clock"] = []
+    facts = run.facts()
+    plan = decide(config, facts)
+    say(next_words(config, facts, plan, "Nothing; next: "))
     return 0
 
 
-def status(config):
+def next_words(config: Config, facts: Facts, plan: Plan, nothing: str = "") -> str:
+    """What is done next; if that is nothing now, what comes later, and when."""
+    if plan.step:
+        return f"{text_of(config, plan.step, facts)}: {plan.step.why}"
+    for step, _, wrong in plan.held:
+        return f"{nothing}{text_of(config, step, facts)}, which waits: {'; '.join(wrong)}"
+    later = [step for step in plan.later if step.verb != "watch"] or plan.later
+    first = min(later, key=lambda step: step.when)
+    return f"{nothing}{text_of(config, first, facts)}, {utc(first.when)}"
+
+
+def status(config: Config) -> int:
     """Tell what is there and what comes next. Returns 1 if something is overdue or failed, else 0.
     Raises Problem, OSError."""
-    facts, now = Run(config, True, "", 0).facts(), time.time()
-    facts = facts._replace(served=[], dns=["it was not seen in DNS yet"] if (
-        config.tlsa and "seen" not in facts.state) else [])
-    step, retry = decide(config, facts, now), facts.state.get("retry")
-    lines, crt = ["%s: %s" % (config.file, " ".join(config.domains))], facts.live_crt
-    for name, key, some in ((config.live, facts.live_key, crt),
-                            (config.staging, facts.staging_key, facts.staging_crt)):
-        if key:
-            lines.append("'%s' key: %s, %d bits, made %s (%d days ago), public key SHA-256 %s" % (
-                name, key.kind, key.bits, utc(key.made), (now - key.made) / DAY, key.spki))
-            lines.append("'%s' certificate: %s" % (name, "until %s (%d days), for %s" % (
-                utc(some.not_after), (some.not_after - now) // DAY, " ".join(some.names))
-                if some and some.spki == key.spki else "none for this key"))
-    for name, what in ("published", "published"), ("seen", "seen in DNS"):
-        if facts.staging_key and name in facts.state:
-            lines.append("'%s' is %s since %s" % (config.staging, what, utc(facts.state[name])))
-    owed = hooks_owed(config, facts) if crt else []
-    if owed:
-        lines.append("hooks owed: %s" % ", ".join(owed))
-    if retry:
-        lines.append("last failure: %s; next request from %s" % (
-            retry["error"], utc(retry["after"])))
-    lines.append("next: %s, %s" % (step.why, utc(step.when)) if step.verb == "wait" else
-                 "next: %s: %s" % (step.text, step.why))
-    say("\n  ".join(lines))
+    run, now = Run(Line(config), True), time.time()
+    state = read_state(run.line)
+    run.looks.update({name: state[name]["wrong"] for name in ("dns", "served") if name in state},
+                     clock=[], ttl=[], fit=[])
+    facts = run.facts()
+    plan = decide(config, facts)
+    lines = [f"{config.file}: {' '.join(config.domains)}"]
+    for pair, key, crt in ((run.line.live, facts.live_key, facts.live_crt),
+                           (run.line.staging, facts.staging_key, facts.staging_crt)):
+        lines += pair_words(facts, pair, key, crt) if key else []
+    wrong = troubles(config, facts, plan)
+    lines += note_words(config, facts) + [text for _, text, _ in wrong]
+    say("\n  ".join(lines + [f"next: {next_words(config, facts, plan)}"]))
     # What cron will do tonight is not yet overdue
+    crt, step = facts.live_crt, plan.step
     grace = min(1.5 * DAY, (crt.not_after - crt.not_before) / 10) if crt else 0
-    late = step.what == "request" if step.verb == "wait" else now - step.when > grace
-    return 1 if retry or owed or late else 0
+    late = step and step.verb != "look" and now - step.when > grace
+    return int(bool(late) or any(exit_status for *_, exit_status in wrong))
 
 
-def tlsa(config, flags, ttl):
-    """Tell the records that DNS must hold now with a TTL (seconds), as lines of a zone file; flags
-    (set of str): --json, --nsupdate, or --check whether it does. Returns the exit status."""
-    facts = Run(config).facts()
+def pair_words(facts: Facts, pair: Pair, key: Key, crt: Crt) -> list:
+    """What there is of a pair, for people."""
+    until = "none for this key" if not fit(key, crt) else (
+        f"until {utc(crt.not_after)} ({(crt.not_after - facts.now) // DAY:.0f} days), for "
+        f"{' '.join(crt.names)}, by {crt.issuer or 'a CA without a name'}")
+    return [f"'{pair.name}' key: {words_of(key)}, made {utc(key.made)} "
+            f"({(facts.now - key.made) / DAY:.0f} days ago), public key SHA-256 {key.spki}: "
+            f"{pair.key}", f"'{pair.name}' certificate: {until}: {pair.crt}"]
+
+
+def note_words(config: Config, facts: Facts) -> list:
+    """What earlier runs noted, for people."""
+    lines = [f"'{config.staging}' is {what} since {utc(since)}" for what, since in (
+        ("published", published_since(facts)),
+        ("seen in DNS", config.tlsa and seen_since(config, facts))) if since and has_pair(facts)]
+    owed = [rule(config, facts) for rule in (services_lack_certificate, dns_lacks_keys)]
+    retry = facts.state.get("retry")
+    lines += [f"last failure: {retry['error']}; next request from {utc(retry['after'])}"] if (
+        retry and (blocked_until(config, facts) or is_about(config, facts, retry))) else []
+    lines += [f"hooks owed: {', '.join(step.what for step in filter(None, owed))}"] if any(
+        owed) else []
+    for name, wanted in ("dns", config.tlsa), ("served", config.served):
+        if wanted and name in facts.state:
+            note = facts.state[name]
+            lines.append(f"{LOOKS[name]}, looked at {utc(note['at'])}: "
+                         f"{'; '.join(note['wrong']) or 'as it must be'}")
+    return lines
+
+
+def tlsa(config: Config, args) -> int:
+    """Tell the records that DNS must hold now, as lines of a zone file, --json or --nsupdate, or
+    (--check) whether it does. Returns the exit status. Raises Problem, OSError."""
+    facts = Run(Line(config)).facts()
     if not config.tlsa:
         raise Problem("tlsa is not set: it names the records, such as _25._tcp.mx.example.org", 2)
-    names = list(dict.fromkeys(name.rstrip(".").lower() + "." for name in config.tlsa))
-    records = [(name, key) for name in names for key in keys_of(facts) if key]
-    if "--check" in flags:
-        problems, found, stale = look_at_dns(config, facts)
-        problems += ["%s fits no key of this line" % record for record in stale]
-        if found and 2 * found > config.staging_hours * HOUR:
-            problems.append("the records' TTL is %d s: a new key waits for twice that, longer than "
-                            "staging-hours" % found)
-        say("\n".join(problems) or "DNS holds what it must")
-        return 1 if problems else 0
-    lines = ["%s %d IN TLSA 3 1 1 %s" % (name, ttl, key) for name, key in records]
-    if "--nsupdate" in flags:
+    if args.check:
+        return check_tlsa(config, facts)
+    names = list(dict.fromkeys(tlsa_owner(config, name) + "." for name in config.tlsa))
+    keys, ttl = must_hold(config, facts), args.ttl
+    lines = [f"{name} {ttl} IN TLSA 3 1 1 {key}" for name in names for key in keys]
+    if args.nsupdate:
         lines = [line for name in names for line in [  # one at a time: they may be of several zones
-            "update delete %s TLSA" % name, *["update add %s %d TLSA 3 1 1 %s" % (name, ttl, key)
-                                              for other, key in records if other == name], "send"]]
-    if "--json" in flags:
+            f"update delete {name} TLSA",
+            *[f"update add {name} {ttl} TLSA 3 1 1 {key}" for key in keys], "send"]]
+    if args.json:
         lines = [json.dumps([{"name": name, "ttl": ttl, "usage": 3, "selector": 1,
-                              "matching_type": 1, "data": key} for name, key in records])]
+                              "matching_type": 1, "data": key} for name in names for key in keys])]
     say("\n".join(lines))
     return int(1 in deaf)  # a hook must not take half of them for all
 
 
-def run_line(file, command, flags, force, ttl):
-    """Do the command (str) for the line of a config file (path). flags: the options given (set of
-    str); force: as in Facts; ttl: seconds. Returns the exit status."""
+def check_tlsa(config: Config, facts: Facts) -> int:
+    """Tell what is wrong with the records in DNS. Returns the exit status. Raises OSError."""
+    look = look_at_dns(config, facts)
+    problems = look.wrong + look.brittle + [
+        f"{record} fits no key of this line" for record in look.stale]
+    if 2 * look.ttl > config.staging_hours * HOUR:
+        problems.append(f"the records' TTL is {look.ttl} s: a new key waits for twice that, longer "
+                        "than staging-hours")
+    say("\n".join(problems) or "DNS holds what it must")
+    return 1 if problems else 0
+
+
+def run_line(file: str, args, force: str) -> int:
+    """Do the command for the line of a config file. args: of the command line; force: as in Facts.
+    Returns the exit status."""
     try:
         file = os.path.abspath(file)
         config = read_config(file)
-        check_owner(file)
-        if command == "tlsa":
-            return tlsa(config, flags, ttl)
-        if command == "status":
+        check_owner("the config", file)
+        if args.command == "tlsa":
+            return tlsa(config, args)
+        if args.command == "status":
             return status(config)
-        return (show if "--dry-run" in flags else act)(config, "--hooks" in flags, force)
-    except (Problem, OSError) as error:
+        if getattr(args, "dry_run", False):
+            return show(config, args.hooks, force)
+        return act(config, args, force)
+    except (Problem, AcmeError, OSError) as error:
         complain(file, reason(error))
-        return getattr(error, "status", 1)
+        return getattr(error, "status", None) or 1
 
 
-def stop(number, _):
+def stop(number: int, _):
     """Signal handler: end in order, and only once."""
     for other in SIGNALS:
         signal.signal(other, signal.SIG_IGN)
@@ -1442,41 +2104,90 @@ def prepare():
             signal.signal(number, stop)
 
 
-def main(argv=None):
-    """The command line. argv: list of str. Returns the exit status (int)."""
-    try:
-        given, words = getopt.gnu_getopt(sys.argv[1:] if argv is None else argv, "c:knh", [
-            "config=", "hooks", "dry-run", "new-key", "now", "json", "nsupdate", "check", "ttl=",
-            "version", "help"])
-        short = {"-c": "--config", "-k": "--hooks", "-n": "--dry-run", "-h": "--help"}
-        given = [(short.get(option, option), value) for option, value in given]
-        ttl = number(1, 2**31 - 1, int)(dict(given).get("--ttl", "3600"))
-    except (getopt.GetoptError, ValueError) as error:
-        emit(2, "letsencrypt-tiny: %s; see --help" % error)
-        return 2
-    files, flags = [v for k, v in given if k == "--config"], {k for k, _ in given}
-    if "--help" in flags:
-        say(__doc__.strip())
-        return 0
-    if "--version" in flags:
-        say("letsencrypt-tiny %s, SHA-256 %s" % (__version__, sha256(read_file(__file__))))
-        return 0
-    command, forms = words[0] if len(words) == 1 else "", {"--json", "--nsupdate", "--check"}
-    fits = {"init": set(), "renew": {"--new-key", "--now", "--dry-run"}, "cron": {"--dry-run"},
-            "status": set(), "tlsa": forms | {"--ttl"}}
-    if (not files or command not in fits or flags - {"--config", "--hooks"} - fits[command]
-            or "--now" in flags and "--new-key" not in flags or len(flags & forms) > 1):
-        emit(2, "letsencrypt-tiny: give -c CONFIG and one of %s, with its options; see --help" % (
-            ", ".join(fits)))
-        return 2
-    force = "now" if "--now" in flags else "new-key" if "--new-key" in flags else (
-        command if command in ("init", "renew") else "")
+COMMANDS = {  # name -> its options besides -c and -v, what it does, an example
+    "init": ("hooks now", "make folders, account key, live key and certificate; once, by hand",
+             "init -k"),
+    "renew": ("hooks dry-run new-key now", "obtain new certificates now; with --new-key a new "
+              "private key, which is staged", "renew -k"),
+    "cron": ("hooks dry-run", "do whatever is due, silent when nothing is; daily", "cron -k"),
+    "status": ("hooks", "tell what is there and what comes next; exit status 1 if something is "
+               "overdue or failed", "status"),
+    "tlsa": ("hooks json nsupdate check", "tell the TLSA records that DNS must hold, as lines "
+             "of a zone file", "tlsa --check")}
+FLAGS = {"hooks": "run the hooks", "dry-run": "tell what would be done first, and why",
+         "verbose": "tell each step of the protocol on stderr",
+         "new-key": "stage a new private key instead",
+         "now": "make the key live without waiting for DNS", "json": "tell the records as JSON",
+         "nsupdate": "tell the records as commands for nsupdate",
+         "check": "compare DNS with them; exit status 1 if it differs"}
+SHORT = {"hooks": ["-k"], "dry-run": ["-n"], "verbose": ["-v"]}
+EPILOG = """exit status: 0 done or nothing to do, 1 something due could not be done, 2 wrong usage
+or config, 75 another run holds the lock, 128+n ended by signal n"""
+
+
+def parse_arguments(words: list):
+    """The arguments (a namespace) of a command line. Raises Problem for wrong ones, SystemExit for
+    --help."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            raise Problem(f"{message}; see --help", 2)
+
+    def form(prog):  # which asks no terminal how wide it is
+        return argparse.HelpFormatter(prog, width=100)
+
+    parser = Parser("letsencrypt-tiny", description=__doc__, epilog=EPILOG, formatter_class=form,
+                    allow_abbrev=False)
+    parser.add_argument("--version", action="store_true",
+                        help="tell the version, and the SHA-256 of this file")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", prog="letsencrypt-tiny")
+    for name, (options, text, example) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=text, description=text, formatter_class=form, allow_abbrev=False,
+            epilog=f"example: letsencrypt-tiny -c /etc/letsencrypt-tiny/example.org.conf {example}")
+        command.add_argument("-c", "--config", action="append", required=True, metavar="CONFIG",
+                             help="the line's config file; may be repeated")
+        forms = command
+        if name == "tlsa":
+            forms = command.add_mutually_exclusive_group()
+            command.add_argument("--ttl", type=number(1, 2**31 - 1, int), default=3600,
+                                 metavar="SECONDS", help="of the records (default 3600)")
+        for option in ["verbose", *options.split()]:
+            (command if option in SHORT else forms).add_argument(
+                *SHORT.get(option, []), "--" + option, action="store_true", help=FLAGS[option])
+    # Options may stand before the command, too
+    for at in [at for at, word in enumerate(words) if word in COMMANDS and words[at - 1] not in (
+            "-c", "--config")][:1]:
+        words = [words[at], *words[:at], *words[at + 1:]]
+    args = parser.parse_args(words)
+    if not args.version and (not args.command or not all(args.config)):
+        parser.error("give -c CONFIG and a command")
+    if args.command == "renew" and args.now and not args.new_key:
+        parser.error("--now needs --new-key")
+    return args
+
+
+def main(argv: list = None) -> int:
+    """The command line. Returns the exit status."""
     try:
         prepare()
-        return max([run_line(file, command, flags, force, ttl) for file in files])
+        args = parse_arguments(sys.argv[1:] if argv is None else argv)
+        if args.version:
+            say(f"letsencrypt-tiny {__version__}, SHA-256 {sha256(read_file(__file__))}")
+            return 0
+        force = args.command if args.command in ("init", "renew") else ""
+        if force == "renew" and args.new_key:
+            force = "now" if args.now else "new-key"
+        return max([run_line(file, args, force) for file in args.config])
+    except SystemExit as ended:  # --help
+        return ended.code
+    except Problem as problem:
+        emit(2, f"letsencrypt-tiny: {problem}")
+        return problem.status
     except Stopped as stopped:
-        emit(2, "letsencrypt-tiny: ended by %s; the next run goes on" % (
-            signal.Signals(stopped.args[0]).name))
+        emit(2, f"letsencrypt-tiny: ended by {signal.Signals(stopped.args[0]).name}; the next run "
+             "goes on")
         return 128 + stopped.args[0]
 
 

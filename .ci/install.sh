@@ -1,5 +1,5 @@
 #!/bin/bash
-# The real parts that CI tests against, into the folder $1: tools/ (ruff, idna), peers/ (acme-tiny,
+# The real parts that CI tests against, into the folder $1: tools/ (ruff), peers/ (acme-tiny,
 # certbot) and pebble/ (Pebble with its DNS server). Nothing of it is left on the machine but
 # packages of its own release.
 set -euo pipefail
@@ -12,7 +12,7 @@ apt-get -qq install --no-install-recommends --no-upgrade \
 # The newest archive keys of this release: they must know the newer suite below.
 apt-get -qq install --no-install-recommends debian-archive-keyring
 
-for venv in 'tools ruff==0.17.6 idna' 'fuzz atheris' 'peers acme-tiny==5.0.3 certbot==5.8.0'; do
+for venv in 'tools ruff==0.17.6' 'fuzz atheris' 'peers acme-tiny==5.0.3 certbot==5.8.0'; do
     read -r folder packages <<<"$venv"
     /usr/bin/python3 -m venv "$work/$folder"
     # shellcheck disable=SC2086  # several packages

@@ -150,7 +150,8 @@ class Demo:
             for digest in self.published()) or "no TLSA records"))
         self.history[-1].update(
             live=self.key("keys/live.key"), staged=self.key("keys/staging.key"),
-            dns="".join(sorted(map(self.letter, self.published()))), service=self.key("service.crt"))
+            dns="".join(sorted(map(self.letter, self.published()))),
+            service=self.key("service.crt"))
 
     def timeline(self):
         """Who had which key, step by step. Returns whether DNS always held the service's key."""

@@ -5,10 +5,21 @@ import subprocess
 import time
 import unittest
 
+from letsencrypt_tiny import OPTIONS, Config
 from tests.world.fake_ca import FakeCA, items, pem, tlv
 from tests.world.line import DAY, Line
 from tests.world.support import (
     PATIENCE, PROGRAM, openssl, pair_matches, read, wait_for, write)
+
+
+def plain_config(**options):
+    """The program's Config with these options, the others as if left out."""
+    values = {row[0].replace('-', '_'): None if row[1] is ... else row[1] for row in OPTIONS}
+    values.update(domains=['example.org'], max_key_age_days=365.0, account_key='/x/a',
+                  challenge_dir='/x/w', certs='/x/c', keys='/x/k', backups='/x/b',
+                  staging='staging')
+    values.update(options)
+    return Config(file='/x/conf', **values)
 
 
 def plant(line, ca, which='live', kind='ec', age=1, life=90, names=('example.org',), chain=True,
