@@ -1,16 +1,20 @@
 """What the tests of DANE share: zones, and lines whose next key is in different stages of its
 rollover, made once."""
+import contextlib
 import json
 import os
 import shutil
+import socket
+import ssl
 import tempfile
+import threading
 import time
 import unittest
 
 from tests.world.fake_ca import FakeCA
 from tests.world.fake_dns import FakeDNS, read_zone
 from tests.world.line import CERTCHANGE, DAY, HOUR, KEYCHANGE, Line as AnyLine
-from tests.world.support import PROGRAM, read, spki, write
+from tests.world.support import PATIENCE, PROGRAM, read, spki, write
 
 NAME, OTHER, HOST = '_25._tcp.mx.example.org', '_443._tcp.www.example.org', 'mx.example.org'
 LATE = DAY + 2 * HOUR       # when a staged key may go live, and what was told today is told again
@@ -36,14 +40,15 @@ MX = 'mx.example.org 60 A 192.0.2.1\n'
 #   pace    is by what it waits in between (1: as it is),
 #   silent  are ports from which nothing will come, so that it need not wait. From all others it
 #           waits longer than it would, for this machine may have much else to do,
-#   took    is by how many seconds a question to a port puts its clock on.
+#   took    is by how many seconds a question to a port puts its clock on,
+#   hosts   are the addresses of hosts that a service has {host: [address]}.
 SURROUNDINGS = r'''
 import errno, os, socket, time
 now, sleep = time.time, time.sleep
 connect, settimeout = socket.socket.connect, socket.socket.settimeout
 
-def surround(ports, pace, silent, took):
-    passed = [0]
+def surround(ports, pace, silent, took, hosts):
+    passed, resolve = [0], socket.getaddrinfo
     def reach(sock, address):
         if address[1] == 53:
             port = ports.get(address[0], -errno.ENETUNREACH)
@@ -61,9 +66,13 @@ def surround(ports, pace, silent, took):
         except OSError:
             silence = False
         settimeout(sock, 0.05 if silence else seconds * 20 if seconds and seconds < 10 else seconds)
+    def addresses(host, *args, **options):
+        return [found for one in hosts.get(host, [host])
+                for found in resolve(one, *args, **options)]
     socket.socket.connect = reach
     socket.socket.settimeout = limit
-surround(%r, %r, %r, %r)
+    socket.getaddrinfo = addresses
+surround(%r, %r, %r, %r, %r)
 '''
 
 
@@ -185,10 +194,11 @@ class Line(AnyLine):
         """What is published of the name, as a set."""
         return {words[3] for owner, kind, _, words in read_zone(self.zone()) if owner == NAME}
 
-    def run(self, *args, after=0, ports=None, pace=1, silent=(), took=None, **options):
+    def run(self, *args, after=0, ports=None, pace=1, silent=(), took=None, hosts=None,
+            **options):
         """As AnyLine.run(), by default now; the rest as in SURROUNDINGS."""
         done = super().run(*args, after=after, code=SURROUNDINGS % (
-            ports or {}, pace, silent, took or {}), **options)
+            ports or {}, pace, silent, took or {}, hosts or {}), **options)
         done.all = done.stdout + done.stderr
         if 'Traceback' in done.all:
             raise AssertionError(done.all)
@@ -289,3 +299,82 @@ class Case(unittest.TestCase):
         self.assertEqual(done.returncode, 0)
         self.assertFalse(os.path.exists(line.key('staging')))
         return done
+
+
+class Service:
+    """A server with the pair `service.crt` and `service.key` of a folder: TLS at once, or after
+    STARTTLS ('smtp', 'xmpp').
+
+    others: further pairs (folders) that it offers, of other kinds of keys; names: {name that a
+    client asks for: folder}; slow: seconds before its greeting; certificate: does it demand that of
+    the client, and hangs up without; greeted: what clients said before TLS
+    """
+
+    def __init__(self, folder, way='tls', address='127.0.0.1', port=0, others=(), names=None,
+                 slow=0, certificate=False):
+        self.folder, self.way, self.address, self.port = folder, way, address, port
+        self.others, self.names = others, names or {}
+        self.slow, self.certificate = slow, certificate
+        self.greeted = []
+
+    def __enter__(self):
+        self.sock = socket.create_server((self.address, self.port))
+        self.port = self.sock.getsockname()[1]
+        self.thread = threading.Thread(target=self.loop, args=(self.sock,), daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        if self.sock:
+            self.sock.shutdown(socket.SHUT_RDWR)
+            self.thread.join()
+            self.sock.close()
+        self.sock = None
+
+    def loop(self, listener):
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                connection.settimeout(PATIENCE)
+                with contextlib.suppress(OSError, ValueError), connection:
+                    self.serve(connection)
+
+    def context(self, *folders):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        for folder in folders:
+            context.load_cert_chain(*(os.path.join(folder, 'service.' + ext)
+                                      for ext in ('crt', 'key')))
+        return context
+
+    def by_name(self, sock, name, _):
+        if name in self.names:
+            sock.context = self.context(self.names[name])
+
+    def serve(self, connection):
+        time.sleep(self.slow)
+        if self.way == 'xmpp':      # between servers, RFC 6120 section 5
+            self.greeted.append(connection.recv(4096))
+            connection.sendall(b"<stream:stream xmlns='jabber:server' version='1.0'>"
+                               b"<stream:features>"
+                               b"<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>"
+                               b"</stream:features>")
+            connection.recv(4096)
+            connection.sendall(b"<proceed xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>")
+        if self.way == 'smtp':
+            connection.sendall(b'220 mx.example.org ESMTP\r\n')
+            with connection.makefile('rb') as stream:
+                for line in stream:
+                    word = line.strip().upper()
+                    self.greeted.append(word)
+                    if word == b'STARTTLS':
+                        connection.sendall(b'220 go ahead\r\n')
+                        break
+                    connection.sendall(b'250-mx.example.org\r\n250 STARTTLS\r\n')
+                else:
+                    return
+        context = self.context(self.folder, *self.others)
+        context.sni_callback = self.by_name
+        if self.certificate:
+            context.verify_mode = ssl.CERT_REQUIRED
+        with context.wrap_socket(connection, server_side=True) as wrapped:
+            wrapped.recv(1000)
