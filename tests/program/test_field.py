@@ -62,6 +62,44 @@ class Certificates(Case):
         line.run('renew', check=0)
         self.good()
 
+    def test_what_cannot_be_put_in_its_place(self):
+        """An immutable file, say: what was issued is downloaded until it can, not ordered anew."""
+        line = self.settled()
+        busy = """
+import os
+real = os.replace
+def replace(source, target):
+    if target == %r:
+        raise OSError(16, os.strerror(16), target)
+    real(source, target)
+os.replace = replace
+""" % line.crt()
+        for _ in range(3):
+            self.assertIn('live.crt', line.run('renew', code=busy, check=1).stderr)
+        self.assertEqual(len(self.orders()), 1)
+        self.assertEqual(os.listdir(line.path('backups')), [])
+        line.run('renew', check=0)
+        self.assertEqual(len(self.orders()), 1)
+        self.good()
+        self.silent()
+
+    def test_backups_without_room(self):
+        """Nothing is ordered that could not be put in its place."""
+        line = self.settled()
+        before = read(line.crt())
+        done = line.run('renew', check=1, code="""
+import os
+real = os.open
+def full(*args, **options):
+    raise OSError(28, os.strerror(28), args[0])
+def opened(path, *args, **options):
+    return full(path) if str(path).startswith(%r) and args[0] & os.O_CREAT else real(
+        path, *args, **options)
+os.link, os.open = full, opened
+""" % line.path('backups'))
+        self.assertIn('No space left', done.stderr)
+        self.assertEqual((self.orders(), read(line.crt())), ([], before))
+
     def test_an_order_that_takes_longer_than_the_run(self):
         """It is noted, and gone on with: none is placed beside it."""
         line = self.use()
@@ -85,6 +123,56 @@ class Certificates(Case):
         self.ca.misissue = None
         line.run('renew', check=0)
         self.assertEqual(len(self.orders()), 3)
+        self.good()
+
+
+class Times(Case):
+    def test_an_old_failure(self):
+        """With nothing due any more it is none."""
+        line = self.settled()
+        line.set(domains='example.org other.example.org')
+        self.ca.fault('order', 'problem', status=403, type='rejectedIdentifier')
+        line.run('cron', check=1)
+        line.run('status', check=1)
+        line.set(domains='example.org')
+        line.run('status', check=0)
+        line.run('cron', check=0)
+        self.silent()
+
+    def test_a_server_that_wants_to_be_left_alone_for_a_year(self):
+        """It is, but not until the certificate has ended."""
+        line = self.use()
+        plant(line, self.ca, age=70)    # 20 days left
+        self.ca.fault('order', 'problem', status=429, type='rateLimited',
+                      headers={'Retry-After': '31536000'})
+        line.run('cron', check=1)
+        self.ca.clear()
+        for command in 'cron', 'renew':
+            line.run(command, check=1, after=4 * DAY)
+            self.assertEqual(self.ca.requests, [])
+        line.run('cron', check=0, after=5 * DAY + HOUR)
+        self.good()
+
+    def test_our_clock_is_behind(self):
+        """One is ordered, and kept."""
+        line = self.use()
+        self.ca.clock_offset = 2 * DAY
+        line.run('init')
+        done = line.run('renew')
+        self.assertIn('2 days behind', done.stderr)
+        self.assertEqual((done.returncode, len(self.orders())), (0, 2))
+        for hours in 1, 30, 60:
+            line.run('cron', after=hours * HOUR)
+        self.assertEqual(len(self.orders()), 2)
+        self.good()
+
+    def test_a_ca_that_says_it_is_1970(self):
+        """That does not keep us from a renewal."""
+        line = self.use()
+        plant(line, self.ca, age=70)
+        self.ca.fault('*', 'headers', times=None, headers={'Date': 'Thu, 01 Jan 1970 00:00:09 GMT'})
+        line.run('cron')
+        self.assertEqual(len(self.ca.issued), 1)
         self.good()
 
 
@@ -294,6 +382,12 @@ class Words(Case):
             line.set(ca_bundle=path)
             self.refused('init', parts=('ca-bundle: ', path))
             self.assertFalse(os.path.exists(line.path('keys')))
+
+    def test_who_may_not_write_there_is_told_what_to_do(self):
+        line = self.use()
+        write(line.path('place'), 'a file')
+        line.set(keys=line.path('place', 'keys'))
+        self.refused('init', parts=('keys: ', line.path('place'), 'run init as root'))
 
     def test_an_account_key_of_certbot(self):
         line = self.settled()
