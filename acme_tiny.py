@@ -405,20 +405,30 @@ def within(seconds: float, function, *args):
     return done[0]
 
 
+def tls_context(ca_bundle: str = None):
+    """The ssl.SSLContext that trusts the CAs in a file (None: those of the system, or of
+    SSL_CERT_FILE). Raises ToolError."""
+    import ssl
+    try:
+        context = ssl.create_default_context(cafile=ca_bundle)
+    except OSError as error:
+        raise ToolError(f"ca-bundle: {ca_bundle} cannot be loaded: {error}")
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
 class Web:
     """https to the CA's servers, certificates checked; no redirects. A connection is kept for the
     next request once its answer is whole.
 
-    ca_bundle: path of a CA file, or None for the system's, or SSL_CERT_FILE; proxy: URL, or None
-    for https_proxy and no_proxy of the environment. Raises OSError for a bundle that cannot be
-    read. resent: how many requests were sent twice, as the answer to the first was lost.
+    ca_bundle: as of tls_context(), whose errors it raises; proxy: URL, or None for https_proxy and
+    no_proxy of the environment. resent: how many requests were sent twice, as the answer to the
+    first was lost.
     """
 
     def __init__(self, ca_bundle: str = None, proxy: str = None):
-        import ssl
         self.proxy, self.kept, self.resent = proxy, {}, 0
-        self.context = ssl.create_default_context(cafile=ca_bundle)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.context = tls_context(ca_bundle)
 
     def __del__(self):
         for connection in self.kept.values():

@@ -27,7 +27,7 @@ try:
     sys.path.append(os.path.dirname(os.path.realpath(__file__)))  # python3 -I leaves it out
     from acme_tiny import (DEFAULT_DIRECTORY_URL, AccountKey, AcmeError, Client, HttpFiles,
                            OrderFailed, ToolError, key_kind, make_csr, name_text, openssl,
-                           parse_certificate, pem, printable, public_key, utc)
+                           parse_certificate, pem, printable, public_key, tls_context, utc)
 except ImportError:
     sys.exit("letsencrypt-tiny: copy acme_tiny.py beside this file, or use the single file")
 
@@ -1531,6 +1531,8 @@ class Run:
         begin = now if self.looks.get("clock") == [] else 0  # no time starts by another clock
         found = since_when(look, known, begin)
         ttl, until = before["ttl"], before["until"]
+        if until and not past(facts, before):  # by a clock that was wrong: as long, but from now
+            until = now + max(0, until - before["at"])
         if 0 <= look.ttl < ttl:  # records without a key may have been given out until it was found
             until = max(until, (seen_since(self.config, facts) or now) + 2 * ttl)
         fits = before["fits"] if look.foreign else [
@@ -1630,8 +1632,8 @@ class Run:
         known = facts.state.get("order", {"tries": 0})
         again = {**known, **note} == known and known["tries"] < 3
         note["tries"] = known["tries"] + 1 if again else 0
-        saved = back_up(self.line, pair.crt) if crt else ""  # without room nothing is ordered
         client, csr = self.open_client(), make_csr(pair.key, config.domains)
+        saved = back_up(self.line, pair.crt) if crt else ""  # without room nothing is ordered
         solver = HttpFiles(config.challenge_dir, config.self_check,
                            note=lambda files: self.note(challenges=files),
                            trouble=lambda text: complain(config.file, text))
@@ -1695,12 +1697,16 @@ class Run:
         count = old["count"] + 1 if {**old, **about} == old else 1
         # What broke on this machine (a full disk) did not bother the CA: one try more
         seconds = RETRY_SECONDS[min(count if isinstance(error, AcmeError) else count - 1, 4)]
-        wait = getattr(error, "retry_after", None)
+        wait, server = getattr(error, "retry_after", None), 0
         if wait is not None:
             left = crt.not_after - facts.clock if fit(facts.live_key, crt) else 1e9
             seconds = min(wait, RETRY_AFTER_SECONDS, max(HOUR, left / 4))
-        return {**about, "count": count, "after": time.time() + seconds, "error": reason(error),
-                "server": 0 if wait is None else error.status}
+            server = error.status
+        now, after = time.time(), time.time() + seconds
+        if old and old["server"] and old["directory"] == self.config.directory_url and (
+                after < old["after"] <= now + RETRY_AFTER_SECONDS):
+            after, server = old["after"], old["server"]  # what the CA said before stands
+        return {**about, "count": count, "after": after, "error": reason(error), "server": server}
 
     # -- the end
 
@@ -1849,12 +1855,8 @@ def check_machine(config: Config, hooks: bool, init: bool):
         check_folder(name, option(config, name), init)
     if config.ca_bundle:
         check_owner("ca-bundle", config.ca_bundle)
-    if config.ca_bundle and init:
-        import ssl
-        try:
-            ssl.create_default_context(cafile=config.ca_bundle)
-        except (OSError, ValueError) as error:
-            raise Problem(f"ca-bundle: {config.ca_bundle} cannot be loaded: {reason(error)}")
+    if config.ca_bundle and init:  # else it is loaded when it is needed, for that takes its time
+        tls_context(config.ca_bundle)
 
 
 def check_folder(name: str, file: str, init: bool):
