@@ -70,6 +70,7 @@ def openssl(*args: str, stdin: bytes = b"", seconds: float = 600) -> bytes:
         raise ToolError(f"openssl {args[0]} failed: {error}")
     if done.returncode:
         words = done.stderr.decode("utf-8", "replace").strip().replace("\n", "; ")
+        words = re.sub(r"errno=([0-9]+)", lambda match: os.strerror(int(match[1])), words)
         raise ToolError(f"openssl {args[0]} failed (status {done.returncode}): {printable(words)}",
                         done.stdout)
     return done.stdout

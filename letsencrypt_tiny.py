@@ -1195,8 +1195,7 @@ def look_at_services(config: Config, facts: Facts) -> list:
             only = asked == host and len(known) == 1
             where = service if only else f"{service} ({asked} {address})"
             try:
-                spki = key_of_service(f"[{address}]:{port}", asked, protocol, facts.live_key.kind)
-                if sha256(spki) != facts.live_key.spki:
+                if facts.live_key.spki not in keys_of_service(f"[{address}]:{port}", asked, protocol):
                     problems.append(f"{where} uses another key than the live one")
             except (OSError, ValueError) as error:
                 problems.append(f"{where} cannot be reached: {reason(error)}")
@@ -1211,26 +1210,28 @@ def names_of_service(config: Config, name: str, host: str) -> list:
     return [host for prefix, host in map(tlsa_parts, config.tlsa or ()) if prefix] or [""]
 
 
-def key_of_service(where: str, name: str, protocol: str, kind: str) -> bytes:
-    """The public key (SubjectPublicKeyInfo, DER) that a service shows to who asks for a name and a
-    kind of key; some greet slowly, so it has 45 seconds. Raises ToolError, ValueError."""
+def keys_of_service(where: str, name: str, protocol: str) -> set:
+    """The digests (as in TLSA 3 1 1) of the keys that a service shows to those who ask for a name:
+    it may have one of each kind. Some greet slowly, so it has 45 seconds. Raises ToolError,
+    ValueError."""
     args = ["-servername", name] if name else ["-noservername"]
     if protocol:
         args += ["-starttls", protocol]
         # By which name to greet: the domain, or ours instead of mail.example.com
         args += ["-name", name if "xmpp" in protocol else os.uname().nodename]
-    ours = "RSA-PSS+SHA256:RSA+SHA256:RSA+SHA384:RSA+SHA512" if kind == "rsa" else (
-        "ECDSA+SHA256:ECDSA+SHA384:ECDSA+SHA512")
-    for more in (["-sigalgs", ours], []):  # it may have none of our kind: then any
+    keys = set()
+    for kind in ("ECDSA+SHA256:ECDSA+SHA384:ECDSA+SHA512",
+                 "RSA-PSS+SHA256:RSA+SHA256:RSA+SHA384:RSA+SHA512"):
         try:
-            shown = openssl("s_client", "-connect", where, *args, *more, seconds=45)
+            shown = openssl("s_client", "-connect", where, *args, "-sigalgs", kind, seconds=45)
         except ToolError as error:  # it may hang up after its certificate, for it wants ours
-            shown = error.output
-            if not more and b"BEGIN CERT" not in shown:
-                raise
+            shown, failure = error.output, error
         if b"BEGIN CERT" in shown:  # without -showcerts one certificate, the leaf
-            break
-    return parse_certificate(pem(shown.decode("ascii", "replace"))[0][1]).spki
+            der = pem(shown.decode("ascii", "replace"))[0][1]
+            keys.add(sha256(parse_certificate(der).spki))
+    if not keys:
+        raise failure
+    return keys
 
 
 # ---- Files: the only code that writes -----------------------------------------------------------
@@ -2144,7 +2145,9 @@ def parse_arguments(words: list):
     parser.add_argument("--version", action="store_true",
                         help="tell the version, and the SHA-256 of this file")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", prog="letsencrypt-tiny")
-    for name, (options, text, example) in COMMANDS.items():
+    # If a command is named, only its form is made: each takes its time
+    for name in [name for name in COMMANDS if name in words] or COMMANDS:
+        options, text, example = COMMANDS[name]
         command = commands.add_parser(
             name, help=text, description=text, formatter_class=form, allow_abbrev=False,
             epilog=f"example: letsencrypt-tiny -c /etc/letsencrypt-tiny/example.org.conf {example}")
