@@ -1195,7 +1195,8 @@ def look_at_services(config: Config, facts: Facts) -> list:
             only = asked == host and len(known) == 1
             where = service if only else f"{service} ({asked} {address})"
             try:
-                if facts.live_key.spki not in keys_of_service(f"[{address}]:{port}", asked, protocol):
+                keys = keys_of_service(f"[{address}]:{port}", asked, protocol)
+                if facts.live_key.spki not in keys:
                     problems.append(f"{where} uses another key than the live one")
             except (OSError, ValueError) as error:
                 problems.append(f"{where} cannot be reached: {reason(error)}")
@@ -2128,6 +2129,30 @@ EPILOG = """exit status: 0 done or nothing to do, 1 something due could not be d
 or config, 75 another run holds the lock, 128+n ended by signal n"""
 
 
+def form(prog: str):
+    """How argparse is to write its help, without a look how wide the terminal is."""
+    import argparse
+    return argparse.HelpFormatter(prog, width=100)
+
+
+def add_command(commands, name: str):
+    """Add a command, with its options, to what argparse has for all of them."""
+    options, text, example = COMMANDS[name]
+    command = commands.add_parser(
+        name, help=text, description=text, formatter_class=form, allow_abbrev=False,
+        epilog=f"example: letsencrypt-tiny -c /etc/letsencrypt-tiny/example.org.conf {example}")
+    command.add_argument("-c", "--config", action="append", required=True, metavar="CONFIG",
+                         help="the line's config file; may be repeated")
+    forms = command
+    if name == "tlsa":
+        forms = command.add_mutually_exclusive_group()
+        command.add_argument("--ttl", type=number(1, 2**31 - 1, int), default=3600,
+                             metavar="SECONDS", help="of the records (default 3600)")
+    for option in ["verbose", *options.split()]:
+        (command if option in SHORT else forms).add_argument(
+            *SHORT.get(option, []), "--" + option, action="store_true", help=FLAGS[option])
+
+
 def parse_arguments(words: list):
     """The arguments (a namespace) of a command line. Raises Problem for wrong ones, SystemExit for
     --help."""
@@ -2137,34 +2162,18 @@ def parse_arguments(words: list):
         def error(self, message):
             raise Problem(f"{message}; see --help", 2)
 
-    def form(prog):  # which asks no terminal how wide it is
-        return argparse.HelpFormatter(prog, width=100)
-
     parser = Parser("letsencrypt-tiny", description=__doc__, epilog=EPILOG, formatter_class=form,
                     allow_abbrev=False)
     parser.add_argument("--version", action="store_true",
                         help="tell the version, and the SHA-256 of this file")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", prog="letsencrypt-tiny")
-    # If a command is named, only its form is made: each takes its time
-    for name in [name for name in COMMANDS if name in words] or COMMANDS:
-        options, text, example = COMMANDS[name]
-        command = commands.add_parser(
-            name, help=text, description=text, formatter_class=form, allow_abbrev=False,
-            epilog=f"example: letsencrypt-tiny -c /etc/letsencrypt-tiny/example.org.conf {example}")
-        command.add_argument("-c", "--config", action="append", required=True, metavar="CONFIG",
-                             help="the line's config file; may be repeated")
-        forms = command
-        if name == "tlsa":
-            forms = command.add_mutually_exclusive_group()
-            command.add_argument("--ttl", type=number(1, 2**31 - 1, int), default=3600,
-                                 metavar="SECONDS", help="of the records (default 3600)")
-        for option in ["verbose", *options.split()]:
-            (command if option in SHORT else forms).add_argument(
-                *SHORT.get(option, []), "--" + option, action="store_true", help=FLAGS[option])
     # Options may stand before the command, too
-    for at in [at for at, word in enumerate(words) if word in COMMANDS and words[at - 1] not in (
-            "-c", "--config")][:1]:
+    at = next((at for at, word in enumerate(words) if word in COMMANDS and words[at - 1] not in (
+        "-c", "--config")), None)
+    if at is not None:
         words = [words[at], *words[:at], *words[at + 1:]]
+    for name in COMMANDS if at is None else words[:1]:  # to make all takes its time
+        add_command(commands, name)
     args = parser.parse_args(words)
     if not args.version and (not args.command or not all(args.config)):
         parser.error("give -c CONFIG and a command")
