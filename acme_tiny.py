@@ -148,7 +148,7 @@ KINDS = {
     EC + tlv(6, bytes.fromhex("2b81040023")): ("ec-p521", 521),
     tlv(6, bytes.fromhex("2b6570")): ("ed25519", 256)}
 COMMON_NAME, ORGANISATION = bytes.fromhex("550403"), bytes.fromhex("55040a")
-SUBJECT_ALT_NAME = bytes.fromhex("551d11")
+SUBJECT_ALT_NAME, AUTHORITY_KEY = bytes.fromhex("551d11"), bytes.fromhex("551d23")
 EXTENSION_REQUEST = bytes.fromhex("2a864886f70d01090e")
 
 
@@ -199,17 +199,42 @@ def name_text(name: bytes) -> str:
     return printable(known.get(COMMON_NAME) or known.get(ORGANISATION) or "")
 
 
+def extension(extensions: bytes, wanted: bytes) -> list:
+    """The DER items in the extension with this OID of Extensions (DER; RFC 5280 section 4.2), none
+    if there is no such one. Raises ValueError, IndexError."""
+    for _, item in inside(extensions):
+        (_, oid), *_, (_, value) = der(item)
+        if oid == wanted:
+            return inside(value)
+    return []
+
+
 def extension_names(extensions: bytes) -> list:
-    """The names in the subjectAltName, critical or not, of Extensions (DER; RFC 5280 section
-    4.2.1.6), in lower case; what is no DNS name begins with its tag in brackets. Raises
-    ValueError, IndexError."""
+    """The names in the subjectAltName of Extensions (DER; RFC 5280 section 4.2.1.6), in lower case,
+    addresses as text; what is neither begins with its tag in brackets. Raises ValueError,
+    IndexError."""
     names = []
-    for _, extension in inside(extensions):
-        (_, oid), *_, (_, value) = der(extension)
-        for tag, name in inside(value) if oid == SUBJECT_ALT_NAME else ():
+    for tag, name in extension(extensions, SUBJECT_ALT_NAME):
+        if tag == 0x87 and len(name) in (4, 16):
+            import ipaddress
+            names.append(str(ipaddress.ip_address(name)))
+        else:
             names.append(name.decode("ascii", "backslashreplace").lower() if tag == 0x82
                          else f"[{tag & 0x1f}]{name.hex()}")
     return names
+
+
+def is_address(name: str) -> bool:
+    """Is a name of a certificate an IP address?"""
+    return ":" in name or name.rpartition(".")[2].isdigit()
+
+
+def general_name(name: str) -> bytes:
+    """A name as GeneralName (DER; RFC 5280 section 4.2.1.6, RFC 8738 section 3). Raises
+    ValueError."""
+    import ipaddress
+    return tlv(0x87, ipaddress.ip_address(name).packed) if is_address(name) else tlv(
+        0x82, name.encode())
 
 
 def der_time(tag: int, body: bytes) -> int:
@@ -226,8 +251,10 @@ def der_time(tag: int, body: bytes) -> int:
 
 
 # What matters of a certificate: names (list), not_before and not_after (seconds since 1970), spki
-# (DER), issuer and subject (DER bodies)
-Certificate = namedtuple("Certificate", "names not_before not_after spki issuer subject")
+# (DER), issuer, subject, serial (DER bodies); authority: the key identifier of the CA's key (bytes),
+# b"" if it is not there
+Certificate = namedtuple("Certificate", "names not_before not_after spki issuer subject serial "
+                                        "authority", defaults=(b"", b""))
 
 
 def parse_certificate(data: bytes) -> Certificate:
@@ -236,17 +263,19 @@ def parse_certificate(data: bytes) -> Certificate:
         fields = der(inside(data)[0][1])
         if fields[0][0] == 0xa0:  # the version need not be there
             del fields[0]
-        _, _, (_, issuer), (_, validity), (_, subject), spki, *rest = fields
+        (_, serial), _, (_, issuer), (_, validity), (_, subject), spki, *rest = fields
         not_before, not_after = [der_time(*item) for item in der(validity)]
-        names = [name for tag, body in rest if tag == 0xa3 for name in extension_names(body)]
-        return Certificate(names, not_before, not_after, tlv(*spki), issuer, subject)
+        extensions = dict(rest).get(0xa3, tlv(0x30))
+        authority = dict(extension(extensions, AUTHORITY_KEY)).get(0x80, b"")
+        return Certificate(extension_names(extensions), not_before, not_after, tlv(*spki), issuer,
+                           subject, serial, authority)
     except IndexError as error:
         raise ValueError(f"it is no X.509 certificate: {error}")
 
 
 def parse_csr(data: bytes) -> tuple:
     """(names, SPKI in DER) of a PKCS#10 request in DER (RFC 2986 section 4): the common name's and
-    the subjectAltName's DNS names. Raises ValueError."""
+    the subjectAltName's DNS names and addresses. Raises ValueError."""
     try:
         _, (_, subject), spki, (_, requested) = der(inside(data)[0][1])[:4]
         names = [text.lower() for oid, text in attributes(subject) if oid == COMMON_NAME]
@@ -259,7 +288,8 @@ def parse_csr(data: bytes) -> tuple:
 
 
 def make_csr(key_file: str, names: list) -> bytes:
-    """A PKCS#10 request (DER; RFC 2986) for these DNS names, signed by the key in a PEM file.
+    """A PKCS#10 request (DER; RFC 2986) for these names and addresses, signed by the key in a PEM
+    file.
 
     Its subject is empty, so the names in it are critical (RFC 5280 section 4.2.1.6). `openssl req`
     would want its config in a file, or /dev/stdin, which needs /proc. Raises ToolError, OSError,
@@ -267,7 +297,7 @@ def make_csr(key_file: str, names: list) -> bytes:
     """
     with open(key_file, encoding="ascii", errors="replace") as file:
         spki = public_key(file.read())
-    san = tlv(0x30, *[tlv(0x82, name.encode()) for name in names])
+    san = tlv(0x30, *map(general_name, names))
     critical = tlv(1, b"\xff")
     extensions = tlv(0x30, tlv(0x30, tlv(6, SUBJECT_ALT_NAME), critical, tlv(4, san)))
     attribute = tlv(0x30, tlv(6, EXTENSION_REQUEST), tlv(0x31, extensions))
@@ -371,6 +401,34 @@ class AccountKey:
             return made
         size = int(digest) // 8
         return b"".join(number.lstrip(b"\0").rjust(size, b"\0") for _, number in inside(made))
+
+
+def jws(key, head: dict, payload: str) -> dict:
+    """A text, signed as flattened JSON (RFC 7515 section 7.2.2), with this protected header. key:
+    an AccountKey, or alike. Raises ToolError."""
+    import json
+    protected, body = b64(json.dumps({"alg": key.alg, **head}).encode()), b64(payload.encode())
+    signature = b64(key.sign(f"{protected}.{body}".encode()))
+    return {"protected": protected, "payload": body, "signature": signature}
+
+
+class MacKey:
+    """A key for an external account binding (RFC 8555 section 7.3.4), with the id that the CA gave
+    it; mac: base64url. Raises AcmeError."""
+    alg = "HS256"
+
+    def __init__(self, kid: str, mac: str):
+        import base64
+        try:
+            mac = mac.strip().rstrip("=")
+            self.kid, self.mac = kid, base64.b64decode(mac + "=" * (-len(mac) % 4), "-_", True)
+        except ValueError:
+            raise AcmeError("the MAC key of the external account is no base64url text")
+
+    def sign(self, data: bytes) -> bytes:
+        """The MAC of data."""
+        import hmac
+        return hmac.new(self.mac, data, "sha256").digest()
 
 
 # ---- https --------------------------------------------------------------------------------------
@@ -521,6 +579,25 @@ def retry_after(headers) -> int:
     return None if until is None else max(0, int(until - now))
 
 
+def rfc3339(text: str) -> float:
+    """Seconds since 1970 of a date such as 2026-11-26T06:32:00.5+01:00 (RFC 3339 section 5.6).
+    Raises ValueError."""
+    from datetime import datetime
+    match = re.match(r"([0-9-]{10}[Tt ][0-9:]{8})(\.[0-9]+)?([Zz]|[+-][0-9:]{5})\Z", text)
+    if not match:
+        raise ValueError("no date")
+    zone = match[3].upper().replace("Z", "+00:00")
+    return datetime.fromisoformat(match[1].upper() + zone).timestamp() + float(match[2] or 0)
+
+
+def alternates(headers) -> list:
+    """The URLs that Link headers of a Reply (RFC 8288) name as alternate."""
+    links = [link for text in headers.get_all("Link") or ()
+             for link in re.findall(r"<([^<>]*)>((?:[^<,\"]|\"[^\"]*\")*)", text)]
+    return [url for url, words in links
+            if re.search(r";\s*rel\s*=\s*\"?alternate\"?\s*(;|\Z)", words, re.I)]
+
+
 # ---- Client: one account ------------------------------------------------------------------------
 # Talks ACME to the CA by the room above.
 
@@ -574,15 +651,17 @@ class Client:
     """One account at one ACME server (RFC 8555, whose sections are named below).
 
     url: the directory's; key: AccountKey; account: its URL if it is known; contact: list of URLs;
-    log: called with a text. Every method raises AcmeError for whatever the CA's answers cause,
+    eab: MacKey, or None; log, news: called with a text, news with what a person should know. Every
+    method raises AcmeError for whatever the CA's answers cause,
     and ToolError if openssl cannot sign.
     skew: seconds that the CA's clock is ahead of ours, None before the first answer with a Date.
     """
 
     def __init__(self, url: str, key: AccountKey, account: str = None, contact: list = None,
-                 ca_bundle: str = None, proxy: str = None, log=lambda text: None):
+                 ca_bundle: str = None, proxy: str = None, eab: MacKey = None,
+                 log=lambda text: None, news=lambda text: None):
         self.url, self.key, self.account, self.contact = url, key, account, contact
-        self.web, self.log = Web(ca_bundle, proxy), log
+        self.web, self.eab, self.log, self.news = Web(ca_bundle, proxy), eab, log, news
         self.nonce = self.skew = self.links = None
 
     def fetch(self, what: str, url: str, body: bytes = None, method: str = None,
@@ -618,13 +697,19 @@ class Client:
             retry_after(reply.headers) if reply.status in (429, 503) else None)
 
     def directory(self, name: str) -> str:
-        """The URL of a resource in the directory (7.1.1), which is asked for once."""
+        """The URL of a resource in the directory (7.1.1), which is asked for once; "" if the CA has
+        no such one."""
         if self.links is None:
             self.log("Getting directory...")
             self.links = parse_json(self.fetch("getting the directory", self.url), newNonce=str,
                                     newAccount=str, newOrder=str)
             self.log("Directory found!")
-        return self.links[name]
+        return text_in(self.links, name)
+
+    def meta(self) -> dict:
+        """What the directory says of the CA (7.1.1)."""
+        self.directory("newOrder")
+        return self.links["meta"] if isinstance(self.links.get("meta"), dict) else {}
 
     def ask_nonce(self):
         """Have a nonce (7.2) for the next request; with it comes the CA's time."""
@@ -640,14 +725,11 @@ class Client:
         while True:
             self.ask_nonce()
             head = {"kid": self.account} if self.account else {"jwk": self.key.jwk}
-            head.update(alg=self.key.alg, nonce=self.nonce, url=url)
-            protected, body = b64(json.dumps(head).encode()), b64(text.encode())
-            signature = b64(self.key.sign(f"{protected}.{body}".encode()))
-            jws = json.dumps({"protected": protected, "payload": body, "signature": signature})
+            signed = json.dumps(jws(self.key, {**head, "nonce": self.nonce, "url": url}, text))
             self.nonce, tries = None, tries + 1
             left = deadline - time.monotonic()
             try:
-                return self.fetch(what, url, jws.encode(), seconds=max(1, left))
+                return self.fetch(what, url, signed.encode(), seconds=max(1, left))
             except AcmeError as error:
                 pause = 0 if tries < NONCES else 3  # some servers refuse most nonces, to test us
                 # A request whose answer is lost each time may have been obeyed each time
@@ -658,10 +740,17 @@ class Client:
             time.sleep(pause)
 
     def register(self):
-        """Make the account, or find it by its key (7.3, 7.3.1); sets .account."""
+        """Make the account, or find it by its key (7.3, 7.3.1, 7.3.4); sets .account."""
+        import json
         self.account, url = None, self.directory("newAccount")
         self.log("Registering account...")
         terms = {"termsOfServiceAgreed": True}
+        if self.eab:
+            terms["externalAccountBinding"] = jws(self.eab, {"kid": self.eab.kid, "url": url},
+                                                  json.dumps(self.key.jwk))
+        elif self.meta().get("externalAccountRequired") is True:
+            raise AcmeError("this CA wants an account of its own kind first: set eab-kid and "
+                            "eab-hmac-key to what it gave you for that")
         contact = {} if self.contact is None else {"contact": self.contact}
         try:
             reply = self.post("registering", url, {**terms, **contact})
@@ -683,10 +772,42 @@ class Client:
                 raise
             self.log(str(error))  # it is optional: some CAs forget it, or refuse
 
-    def order(self, names: list) -> "Order":
-        """Place an order for these names (7.4)."""
-        payload = {"identifiers": [{"type": "dns", "value": name} for name in names]}
+    def exists(self) -> bool:
+        """Is there an account with this key (7.3.1)?"""
+        try:
+            self.post("looking for the account", self.directory("newAccount"),
+                      {"onlyReturnExisting": True})
+        except AcmeError as error:
+            if error.type != "accountDoesNotExist":
+                raise
+            return False
+        return True
+
+    def order(self, names: list, profile: str = None, replaces: str = None) -> "Order":
+        """Place an order for these names and addresses (7.4, RFC 8738), by a profile of the CA's
+        (draft-ietf-acme-profiles), as what replaces a certificate (its renewal_id())."""
+        payload = {"identifiers": [{"type": "ip" if is_address(name) else "dns", "value": name}
+                                   for name in names]}
+        offered = self.meta().get("profiles") if profile else None
+        if profile and (not isinstance(offered, dict) or profile not in offered):
+            offered = ", ".join(offered) if isinstance(offered, dict) else "none"
+            raise AcmeError(f"the CA has no profile {profile}; it offers: {printable(offered)}")
+        if profile:
+            payload["profile"] = profile
         what = f"ordering for {printable(', '.join(names))}"
+        if replaces and self.account:
+            try:
+                reply = self.post(what, self.directory("newOrder"),
+                                  {**payload, "replaces": replaces})
+                return Order(self, location(reply), reply)
+            except AcmeError as error:  # whatever it has against that, it must not stop the order
+                if not error.status or error.retry_after is not None:
+                    raise
+                self.log(str(error))
+        return self.place(what, payload)
+
+    def place(self, what: str, payload: dict) -> "Order":
+        """Place an order. what: as in fetch()."""
         for known in (self.account is not None, False):
             if not self.account:
                 self.register()
@@ -709,6 +830,60 @@ class Client:
         if not self.account:
             self.register()
         return Order(self, url, self.post("asking for the order", url))
+
+
+    def renewal_window(self, data: bytes) -> tuple:
+        """(begin, end, explanation's URL or "", seconds until it may be asked for again or None):
+        when the CA suggests that a certificate (DER) be renewed (RFC 9773 section 4)."""
+        reply = self.fetch("asking when to renew", "/".join(
+            [self.directory("renewalInfo").rstrip("/"), renewal_id(data)]))
+        found = parse_json(reply, suggestedWindow=dict)
+        try:
+            begin, end = [rfc3339(text_in(found["suggestedWindow"], name))
+                          for name in ("start", "end")]
+        except (ValueError, OverflowError) as error:
+            raise AcmeError(f"the CA's answer names no window for a renewal: {error}", 0)
+        if end <= begin:
+            raise AcmeError("the CA's window for a renewal ends before it begins", 0)
+        return begin, end, text_in(found, "explanationURL"), retry_after(reply.headers)
+
+    def revoke(self, data: bytes, reason: int):
+        """Revoke a certificate (DER), for a reason (RFC 5280 section 5.3.1), by the account, or,
+        without one, by this key, which then is that of the certificate (7.6)."""
+        try:
+            self.post("revoking the certificate", self.offered("revokeCert"),
+                      {"certificate": b64(data), "reason": reason})
+        except AcmeError as error:
+            if error.type != "alreadyRevoked":
+                raise
+            self.news("It was revoked before")
+
+    def change_key(self, new: AccountKey):
+        """Give the account another key (7.3.5)."""
+        import json
+        url = self.offered("keyChange")
+        inner = jws(new, {"jwk": new.jwk, "url": url}, json.dumps(
+            {"account": self.account, "oldKey": self.key.jwk}))
+        self.post("changing the account's key", url, inner)
+        self.key = new
+
+    def deactivate(self):
+        """End the account, for good (7.3.6)."""
+        self.post("deactivating the account", self.account, {"status": "deactivated"})
+
+    def offered(self, name: str) -> str:
+        """The URL of a resource that not every CA has."""
+        url = self.directory(name)
+        if not url:
+            raise AcmeError(f"this CA offers no {name}")
+        return url
+
+
+def renewal_id(data: bytes) -> str:
+    """What a CA calls a certificate (DER) when it is asked when to renew it (RFC 9773 section 4.1),
+    "" if it cannot be known. Raises ValueError."""
+    crt = parse_certificate(data)
+    return f"{b64(crt.authority)}.{b64(crt.serial)}" if crt.authority else ""
 
 
 # ---- Order: one order ---------------------------------------------------------------------------
@@ -735,12 +910,14 @@ class Order:
         """Ask how the order is (7.4)."""
         self.take(self.client.post("asking for the order", self.url))
 
-    def obtain(self, csr: bytes, solvers: list, finalizing=lambda url: None) -> str:
+    def obtain(self, csr: bytes, solvers: list, finalizing=lambda url: None,
+               issuer: str = None) -> str:
         """Carry the order to its end, whatever its status (7.1.6): the checked chain (PEM).
 
         csr: PKCS#10 in DER; solvers: what can prove that a name is ours (see the next room);
         finalizing: called with the order's URL before the CA is told to issue, so that a later run
-        can go on with the order if this one dies, or the CA takes too long.
+        can go on with the order if this one dies, or the CA takes too long; issuer: name of who
+        issued the last certificate of the chain that is wanted.
         """
         names, spki = parse_csr(csr)
         try:
@@ -757,7 +934,7 @@ class Order:
             for solver in solvers:
                 solver.remove()
         if self.status == "valid":
-            return self.download(spki, names)
+            return self.download(spki, names, issuer)
         reason = f"it is {printable(self.status)}: {problem_text(self.body.get('error'))}"
         raise OrderFailed(f"Order failed for {printable(', '.join(names))}: {reason}")
 
@@ -861,15 +1038,30 @@ class Order:
         if failed:
             raise AcmeError("; ".join(failed))
 
-    def download(self, spki: bytes, names: list) -> str:
-        """The chain (PEM; 7.4.2), checked for our public key (DER) and names."""
-        url = text_in(self.body, "certificate")
-        text = self.client.post("downloading the certificate", url).body.decode("ascii", "replace")
-        # If the clocks differ, one of them is wrong, and the certificate shows which
-        ours = time.time()
-        text = check_chain(text, spki, names, ours, ours + (self.client.skew or 0))
+    def download(self, spki: bytes, names: list, issuer: str = None) -> str:
+        """The chain (PEM; 7.4.2), checked for our public key (DER) and names; of several that which
+        the issuer's name tells, else the CA's own choice."""
+        found, urls, ours = {}, [text_in(self.body, "certificate")], time.time()
+        for url in urls:
+            try:
+                reply = self.client.post("downloading the certificate", url)
+                # If the clocks differ, one of them is wrong, and the certificate shows which
+                text = check_chain(reply.body.decode("ascii", "replace"), spki, names, ours,
+                                   ours + (self.client.skew or 0))
+            except AcmeError as error:
+                if not found:
+                    raise
+                self.client.log(str(error))  # it does without
+                continue
+            found.setdefault(name_text(parse_certificate(pem(text)[-1][1]).issuer), text)
+            if issuer in (None, *found):
+                break
+            urls += [url for url in alternates(reply.headers) if url not in urls and len(urls) < 9]
+        else:
+            self.client.news(f"The CA offers no chain by {issuer}, but by {', '.join(found)}: took "
+                             "the first")
         self.client.log("Certificate signed!")
-        return text
+        return found.get(issuer) or next(iter(found.values()))
 
 
 # ---- Solvers ------------------------------------------------------------------------------------
@@ -879,6 +1071,16 @@ class Order:
 # A solver has three methods. task(name, challenge, account): what must be made true for this
 # challenge (a dict of RFC 8555 section 8) of a Client's account, or None if it is not its kind;
 # present(tasks): make it true; remove(): take it away, called at every end.
+
+
+def token_of(name: str, challenge: dict) -> str:
+    """The token of a challenge for a name (RFC 8555 section 8). Raises AcmeError for one that might
+    be something else than the name of a new file."""
+    token = text_in(challenge, "token")
+    if not re.match(r"[A-Za-z0-9_-]{22,200}\Z", token):
+        raise AcmeError(f"{name} cannot be verified: its {challenge['type']} challenge has no "
+                        f"usable token: {printable(token, 200)}")
+    return token
 
 
 class HttpFiles:
@@ -896,14 +1098,10 @@ class HttpFiles:
         self.note, self.trouble = note, trouble
 
     def task(self, name: str, challenge: dict, account: Client) -> tuple:
-        """(name, token, key authorization), or None if it is not http-01. Raises AcmeError for a
-        token that might be something else than the name of a new file."""
+        """(name, token, key authorization), or None if it is not http-01. Raises AcmeError."""
         if challenge.get("type") != "http-01":
             return None
-        token = text_in(challenge, "token")
-        if not re.match(r"[A-Za-z0-9_-]{22,200}\Z", token):
-            raise AcmeError(f"{name} cannot be verified: its http-01 challenge has no usable "
-                            f"token: {printable(token, 200)}")
+        token = token_of(name, challenge)
         return name, token, f"{token}.{account.key.thumbprint}"
 
     def present(self, tasks: list):
@@ -917,7 +1115,8 @@ class HttpFiles:
             raise ToolError(f"cannot write the challenge file {path}: {error.strerror}")
         end, port = time.monotonic() + CHECK_SECONDS, f":{self.port}" if self.port else ""
         for path, (name, token, text) in zip(paths, tasks if self.check != "no" else ()):
-            url = f"http://{name}{port}/.well-known/acme-challenge/{token}"
+            host = f"[{name}]" if ":" in name else name
+            url = f"http://{host}{port}/.well-known/acme-challenge/{token}"
             wrong = self_check(url, text, max(1, end - time.monotonic()))
             if wrong:
                 wrong = f"Wrote file to {path}, but couldn't download {url}: {wrong}"
@@ -933,6 +1132,21 @@ class HttpFiles:
                 self.paths.remove(path)
             except OSError as error:
                 self.trouble(f"cannot remove {path}: {error.strerror}")
+
+
+class Stateless:
+    """Solves http-01 where the web server itself makes each answer: the token, which it is asked
+    for, and the account's thumbprint."""
+
+    def task(self, name: str, challenge: dict, account: Client) -> tuple:
+        """The name, or None if it is not http-01."""
+        return name if challenge.get("type") == "http-01" else None
+
+    def present(self, tasks: list):
+        """There is nothing to do."""
+
+    def remove(self):
+        """There is nothing to do."""
 
 
 def as_owner(folder: str, function, *args):
@@ -976,6 +1190,7 @@ def self_check(url: str, text: str, seconds: float) -> str:
     followed without a look at TLS certificates, no proxy. "", or what is wrong, after so many
     seconds and one more at the latest."""
     import socket, ssl, urllib.request as web
+    from urllib.parse import urlsplit
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     opener = web.OpenerDirector()  # it can do only what these can: no files, no ftp
@@ -985,7 +1200,7 @@ def self_check(url: str, text: str, seconds: float) -> str:
         opener.add_handler(handler)
 
     def look():
-        host = web.Request(url).host.partition(":")[0]
+        host = urlsplit(url).hostname
         known = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
         address = " ".join(dict.fromkeys(info[4][0] for info in known))
         try:

@@ -17,6 +17,8 @@
 #     facts     what is there                                   reads files
 #     rules     what is to be done                              touches nothing
 #     DNS       what resolvers, servers and services show       network, writes nothing
+#     hooks     run what the administrator wrote                other programs
+#     proofs    of names, by DNS                                network, hooks
 #     files     the only code that writes                       files
 #     run       does it, one method a verb                      all of the above
 #     commands  the command line                                terminal, signals
@@ -26,8 +28,9 @@ from collections import namedtuple
 try:
     sys.path.append(os.path.dirname(os.path.realpath(__file__)))  # python3 -I leaves it out
     from acme_tiny import (DEFAULT_DIRECTORY_URL, AccountKey, AcmeError, Client, HttpFiles,
-                           OrderFailed, ToolError, key_kind, make_csr, name_text, openssl,
-                           parse_certificate, pem, printable, public_key, tls_context, utc)
+                           MacKey, OrderFailed, Stateless, ToolError, b64, is_address, key_kind,
+                           make_csr, name_text, openssl, parse_certificate, pem, printable,
+                           public_key, renewal_id, text_in, tls_context, token_of, utc)
 except ImportError:
     sys.exit("letsencrypt-tiny: copy acme_tiny.py beside this file, or use the single file")
 
@@ -52,7 +55,8 @@ TEXTS = {
     "publish": "Starting the staging time of '{staging}'", "watch": "Looking at {what}"}
 COMING = {"request": "'{pair}' is renewed", "stage": "a new key is made",
           "unstage": "'{staging}' goes live", "watch": "{what} is looked at"}
-LOOKS = {"clock": "the CA's clock", "dns": "DNS", "served": "the services"}
+LOOKS = {"clock": "the CA's clock", "dns": "DNS", "served": "the services",
+         "ari": "when the CA wants a renewal"}
 
 
 class Problem(Exception):
@@ -108,14 +112,22 @@ def host_name(name: str) -> str:
     name = name.lower()[:-1] if name.endswith(".") else name.lower()
     if not re.match(r"(?=.{1,253}\Z)((?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!\Z)|\Z))+\Z", name) or (
             name.rpartition(".")[2].isdigit()):
-        raise ValueError(name + (" (wildcards need dns-01)" if "*" in name else "" if (
-            name.isascii()) else ": write its A-label (xn--...)"))
+        raise ValueError(name + ("" if name.isascii() else ": write its A-label (xn--...)"))
     return name
 
 
-def host_names(text: str) -> list:
-    """The words of a text as host_name(), 1 to 100 without duplicates. Raises ValueError."""
-    names = list(dict.fromkeys(map(host_name, text.split())))
+def certificate_name(name: str) -> str:
+    """What a certificate may be for: a host_name(), *. and a host name, or an address, as RFC 5952
+    has it. Raises ValueError."""
+    if is_address(name):
+        import ipaddress
+        return str(ipaddress.ip_address(name))
+    return "*." + host_name(name[2:]) if name.startswith("*.") else host_name(name)
+
+
+def certificate_names(text: str) -> list:
+    """The words of a text as certificate_name(), 1 to 100 without duplicates. Raises ValueError."""
+    names = list(dict.fromkeys(map(certificate_name, text.split())))
     if not 0 < len(names) <= 100:
         raise ValueError(f"{len(names)} names")
     return names
@@ -167,7 +179,7 @@ def number(low: float, high: float, kind: type = float):
 
 PATH, PREFIX = "an absolute path", matching(r"[^./][^/]*")
 OPTIONS = (  # key, default (... if it is required), what is expected, reader
-    ("domains", ..., "1 to 100 host names", host_names),
+    ("domains", ..., "1 to 100 host names, *.host names or addresses", certificate_names),
     ("key-type", None, "rsa, ec-p256 or ec-p384", matching("rsa|ec-p256|ec-p384")),
     ("key-length", None, "bits of an RSA key, 2048 to 4096", number(2048, 4096, int)),
     ("max-key-age-days", ..., "days, above 0, at most 36500", number(1e-9, 36500)),
@@ -177,7 +189,11 @@ OPTIONS = (  # key, default (... if it is required), what is expected, reader
     ("post-keychange", None, PATH + " of a program", path),
     ("hook-timeout", 600.0, "seconds, above 0, at most 86400", number(1e-9, DAY)),
     ("account-key", ..., PATH, path),
-    ("challenge-dir", ..., PATH, path),
+    ("challenge", "http-01", "http-01, stateless, dns-01 or dns-persist-01",
+     matching("http-01|stateless|dns-01|dns-persist-01")),
+    ("challenge-dir", None, PATH, path),
+    ("challenge-hook", None, PATH + " of a program", path),
+    ("propagation-seconds", 120.0, "seconds, 0 to 86400", number(0, DAY)),
     ("certs", ..., PATH, path),
     ("keys", ..., PATH, path),
     ("backups", ..., PATH, path),
@@ -186,6 +202,10 @@ OPTIONS = (  # key, default (... if it is required), what is expected, reader
     ("directory-url", DEFAULT_DIRECTORY_URL, "an https URL", matching("https://[!-~]+")),
     ("ca-bundle", None, PATH, path),
     ("contact", None, "mail addresses", mail_urls),
+    ("profile", None, "the name of a profile", matching("[!-~]+")),
+    ("preferred-chain", None, "the common name of an issuer", str),
+    ("eab-kid", None, "the id of a key for external accounts", matching("[!-~]+")),
+    ("eab-hmac-key", None, PATH, path),
     ("proxy", None, "an http URL such as http://proxy.example.org:3128 (Python cannot talk TLS to "
      "a proxy)", matching("http://[!-~]+")),
     ("self-check", "warn", "no, warn or require", matching("no|warn|require")),
@@ -265,7 +285,19 @@ def read_config(file: str) -> Config:
 def check_config(config: Config) -> Config:
     """The Config, if its options go together. Raises Problem (status 2)."""
     line, hooks = Line(config), config.post_certchange or config.served
+    by_dns = config.challenge in ("dns-01", "dns-persist-01")
     for wrong, text in (
+            (config.challenge == "http-01" and not config.challenge_dir,
+             f"challenge-dir is missing: expected {PATH}"),
+            (config.challenge == "dns-01" and not config.challenge_hook,
+             f"challenge-hook is missing: expected {PATH} of a program"),
+            (not by_dns and any("*" in name for name in config.domains),
+             f"domains: expected host names (wildcards need challenge = dns-01): "
+             f"{' '.join(config.domains)}"),
+            (by_dns and any(map(is_address, config.domains)),
+             f"domains: addresses need challenge = http-01: {' '.join(config.domains)}"),
+            (bool(config.eab_kid) != bool(config.eab_hmac_key),
+             "eab-kid and eab-hmac-key go together"),
             (config.key_length and config.key_type not in (None, "rsa"),
              f"key-length is for RSA keys: leave it out with {config.key_type}"),
             (len({line.live.key, line.staging.key, config.account_key}) < 3,
@@ -338,6 +370,11 @@ STATE = {
     # which was finalized; crt: the leaf that it replaces; tries: how often it was gone on with
     "order": {"url": "", "key": "", "names": [""], "directory": "", "crt": "", "tries": 0},
     "challenges": [""],  # files to remove if we die
+    "records": [[""]],   # TXT records (name, token, value) to have removed if we die
+    # the CA's window for a renewal of a leaf (crt), the time picked in it (0: none), when to ask
+    # again
+    "ari": {"crt": "", "directory": "", "start": 0.0, "end": 0.0, "when": 0.0, "until": 0.0,
+            "url": ""},
     "told": {"": {"text": "", "at": 0.0}}}
 
 
@@ -408,6 +445,8 @@ def read_state(line: Line) -> dict:
     if not all(re.match(r"[A-Za-z0-9_-]+\Z", os.path.basename(file)) and os.path.dirname(
             file) == line.config.challenge_dir for file in state.get("challenges", ())):
         del state["challenges"]  # they would be removed
+    if not all(len(record) == 3 for record in state.get("records", ())):
+        del state["records"]
     return state
 
 
@@ -596,6 +635,9 @@ def certificate(config: Config, facts: Facts, which: str, key: Key, crt: Crt) ->
     when, why = 0, wrong_certificate(config, facts, key, crt)
     if not why:
         when, why = renewal_time(config, crt), f"it ends {utc(crt.not_after)}"
+        wanted = wanted_time(config, facts) if which == "live" else None
+        if wanted and wanted - DAY < when:  # for the next run may be a day from now
+            when, why = wanted - DAY, f"the CA wants it renewed {utc(wanted)}"
         # By a clock that has jumped ahead since; else it would be so again tomorrow, and on
         ended = crt.not_after <= facts.clock and crt.made < crt.not_after
         when = min(when, facts.now) if ended else when
@@ -606,6 +648,25 @@ def certificate(config: Config, facts: Facts, which: str, key: Key, crt: Crt) ->
         return Step("request", which, why, when, ("once",))
     # The CA's clock tells what is due by a date
     return Step("request", which, why, when, ("retry", "time") if when else ("retry",))
+
+
+def wanted_time(config: Config, facts: Facts):
+    """When (seconds since 1970) the CA wants the live certificate renewed, or None. One that this
+    run obtained does not count: a CA that is never content is asked for one a run."""
+    note, crt = facts.state.get("ari"), facts.live_crt
+    known = note and (note["crt"], note["directory"]) == (crt.leaf, config.directory_url)
+    return note["when"] if known and ("request", crt.spki) not in facts.done else None
+
+
+def ca_may_want_renewal(config: Config, facts: Facts):
+    """The Step that asks the CA when it wants the live certificate renewed (RFC 9773). There is a
+    note of any earlier certificate if the CA tells that at all."""
+    note, crt = facts.state.get("ari"), facts.live_crt
+    ours = note and note["directory"] == config.directory_url and fit(facts.live_key, crt) and (
+        facts.state.get("issued", {}).get(crt.leaf) == config.directory_url)
+    if ours and not blocked_until(config, facts):
+        known = note["crt"] == crt.leaf and note["until"] <= facts.now + DAY + CLOCK_SECONDS
+        return Step("watch", "ari", "it may change its mind", note["until"] * known, ("ari",))
 
 
 def wrong_certificate(config: Config, facts: Facts, key: Key, crt: Crt) -> str:
@@ -821,9 +882,9 @@ def next_look(facts: Facts, name: str, **about) -> float:
 
 
 RULES = (staged_copy_of_live_key, only_key_went_live, staged_crt_without_key, only_crt_went_live,
-         staging_key_unusable, live_certificate, staged_certificate, new_key, live_at_once,
-         services_lack_certificate, dns_lacks_keys, live_later, services_as_they_must_be,
-         dns_as_it_must_be)
+         staging_key_unusable, ca_may_want_renewal, live_certificate, staged_certificate, new_key,
+         live_at_once, services_lack_certificate, dns_lacks_keys, live_later,
+         services_as_they_must_be, dns_as_it_must_be)
 
 
 def text_of(config: Config, step: Step, facts: Facts) -> str:
@@ -837,8 +898,8 @@ def text_of(config: Config, step: Step, facts: Facts) -> str:
 
 # ---- DNS and services: asks the network, writes nothing -----------------------------------------
 
-A, NS, CNAME, SOA, AAAA, TLSA = 1, 2, 5, 6, 28, 52
-RECORDS = {A: "A", NS: "NS", SOA: "SOA", AAAA: "AAAA", TLSA: "TLSA"}
+A, NS, CNAME, SOA, TXT, AAAA, TLSA = 1, 2, 5, 6, 16, 28, 52
+RECORDS = {A: "A", NS: "NS", SOA: "SOA", TXT: "TXT", AAAA: "AAAA", TLSA: "TLSA"}
 # Flags of questions: RD with AD (RFC 6840 section 5.7), RD with CD, none for a zone's own servers
 VALIDATED, ANY, OWN = b"\x01\x20", b"\x01\x10", b"\0\0"
 DNS_SECONDS = 2  # to connect to a server, and again for all of its answer
@@ -1035,7 +1096,7 @@ def dns_own(config: Config, owner: str, kind: int) -> list:
 
     found = [(server, ask(server)) for server in config.dns_servers or ()]
     if any(isinstance(answer, Answer) for _, answer in found) or found and (
-            owner in map(plain, config.tlsa)):
+            owner in tlsa_names(config)):
         return found
     for name, addresses in zone_servers(config, owner).items():  # or an alias led to another zone
         rows = [(address, ask(address)) for address in addresses]
@@ -1068,6 +1129,11 @@ def dns_trace(config: Config, name: str, kind: int) -> list:
 def plain(name: str) -> str:
     """A name of `tlsa` as in an Answer."""
     return name.rstrip(".").lower()
+
+
+def tlsa_names(config: Config) -> list:
+    """The names of `tlsa` as in an Answer."""
+    return [plain(name) for name in config.tlsa or ()]
 
 
 def tlsa_parts(name: str) -> tuple:
@@ -1235,7 +1301,7 @@ def keys_of_service(where: str, name: str, protocol: str) -> set:
     return keys
 
 
-# ---- Files: the only code that writes -----------------------------------------------------------
+# ---- Hooks: runs them ---------------------------------------------------------------------------
 
 
 class Uninterrupted:
@@ -1252,6 +1318,191 @@ class Uninterrupted:
             signal.signal(number, handler)
         for number, frame in self.waiting[:1]:
             stop(number, frame)
+
+
+def run_hook(line: Line, staged: bool, name: str, *args: str):
+    """Run a hook (its key in the config), with its children, for hook-timeout at most. staged: is a
+    key staged. Raises Problem unless it exits 0, OSError if it cannot be started."""
+    import subprocess
+    config, program = line.config, option(line.config, name)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("STAGING_")}
+    env.update(HOOK=name, CONFIG=config.file, DOMAINS=" ".join(config.domains),
+               LIVE_CRT=line.live.crt, LIVE_KEY=line.live.key)
+    if staged:
+        env.update(STAGING_CRT=line.staging.crt, STAGING_KEY=line.staging.key)
+    quiet = {name: subprocess.DEVNULL for fd, name in ((1, "stdout"), (2, "stderr")) if fd in deaf}
+    hook = None
+    try:
+        with Uninterrupted():  # a signal before we know its process would leave it running
+            hook = subprocess.Popen([program, *args], stdin=subprocess.DEVNULL, env=env,
+                                    start_new_session=True, **quiet)
+        status = f"exit status {hook.wait(config.hook_timeout)}"
+    except subprocess.TimeoutExpired:
+        status = f"killed after {config.hook_timeout:g} seconds"
+    finally:
+        if hook and hook.returncode is None:
+            os.killpg(hook.pid, signal.SIGKILL)
+            hook.wait()
+    if hook.returncode:
+        raise Problem(f"{name} ({program}) failed: {status}; it runs again next time")
+
+
+# ---- Proofs by DNS: asks the network, runs the challenge hook -----------------------------------
+
+# Solvers, as acme_tiny.py has them for http
+
+
+def texts(records: list) -> list:
+    """The texts of TXT records (list of bytes; RFC 1035 section 3.3.14)."""
+    found = []
+    for data in records:
+        text, at = b"", 0
+        while at < len(data):
+            text += data[at + 1:at + 1 + data[at]]
+            at += 1 + data[at]
+        found.append(text.decode("utf-8", "replace"))
+    return found
+
+
+def base_name(name: str) -> str:
+    """The host name in a name of a certificate, without *. before it."""
+    return name[2:] if name.startswith("*.") else name
+
+
+class DnsHook:
+    """Solves dns-01 (RFC 8555 section 8.4) by a program with the interface of dehydrated's hooks.
+
+    note(records): called with the records before they are made; trouble(text): told what is wrong;
+    staged: is a key staged. records: [[name, token, value]] that are there, or may be.
+    """
+
+    def __init__(self, line: Line, staged: bool, note, trouble):
+        self.line, self.staged, self.note, self.trouble = line, staged, note, trouble
+        self.records = []
+
+    def task(self, name: str, challenge: dict, account: Client) -> list:
+        """[name, token, value of its TXT record], or None if it is not dns-01. Raises AcmeError."""
+        import hashlib
+        if challenge.get("type") != "dns-01":
+            return None
+        token = token_of(name, challenge)
+        digest = hashlib.sha256(f"{token}.{account.key.thumbprint}".encode()).digest()
+        return [base_name(name), token, b64(digest)]
+
+    def present(self, tasks: list):
+        """Have the records made, and wait until all servers show them, for so long. Raises Problem,
+        OSError."""
+        self.records = list(tasks)
+        self.note(self.records)
+        for task in tasks:
+            run_hook(self.line, self.staged, "challenge-hook", "deploy_challenge", *task)
+        seconds = self.line.config.propagation_seconds
+        end, wrong = time.monotonic() + seconds, self.missing()
+        while wrong and time.monotonic() < end:
+            time.sleep(min(2, max(0, end - time.monotonic())))
+            wrong = self.missing()
+        if wrong:
+            self.trouble(f"warning: after {seconds:g} seconds not all TXT records are there: "
+                         f"{'; '.join(wrong)}")
+
+    def missing(self) -> list:
+        """Where the records are missing (list of str), at all of the zone's own servers."""
+        wrong = []
+        for name, _, value in self.records:
+            for server, owner, answer in dns_trace(
+                    self.line.config, f"_acme-challenge.{name}", TXT):
+                if not isinstance(answer, Answer):
+                    wrong.append(reason(answer))
+                    continue
+                end, _, found = dns_follow(answer, owner, TXT)
+                if end == owner and value not in texts(found):
+                    wrong.append(f"{owner}: {server} shows no TXT record {value}")
+        return list(dict.fromkeys(wrong))
+
+    def remove(self):
+        """Have the records removed; what cannot be is only told, and stays in .records."""
+        for record in list(self.records):
+            try:
+                run_hook(self.line, self.staged, "challenge-hook", "clean_challenge", *record)
+                self.records.remove(record)
+            except (Problem, OSError) as error:
+                self.trouble(reason(error))
+
+
+class DnsPersist:
+    """Solves dns-persist-01 (draft-ietf-acme-dns-persist, -01 and -02) by TXT records that stay,
+    and name the account: it only looks whether they are there."""
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    def task(self, name: str, challenge: dict, account: Client) -> str:
+        """The name, or None if it is not dns-persist-01. Raises AcmeError, which names the record,
+        if there is none."""
+        if challenge.get("type") != "dns-persist-01":
+            return None
+        issuers = challenge.get("issuerDomainNames", challenge.get("issuer-domain-names"))
+        if not isinstance(issuers, list) or not 1 <= len(issuers) <= 10 or not all(
+                isinstance(issuer, str) for issuer in issuers):
+            raise AcmeError(f"{name} cannot be verified: its challenge names no issuers")
+        self.look(name, account, issuers)
+        return name
+
+    def look(self, name: str, account: Client, issuers: list):
+        """Raise AcmeError unless there is a record for a name by one of these issuers."""
+        owner, uris = f"_validation-persist.{base_name(name)}", persist_uris(account, name)
+        try:
+            found = texts(dns_follow(dns_find(self.config, owner, TXT)[1], owner, TXT)[2])
+        except (ValueError, OSError) as error:
+            raise AcmeError(f"{owner} cannot be looked up: {reason(error)}")
+        if not any(persists(text, issuers, uris, name.startswith("*.")) for text in found):
+            raise AcmeError(f"publish first: {persist_record(account, name, issuers[0])}")
+
+    def present(self, tasks: list):
+        """There is nothing to do."""
+
+    def remove(self):
+        """There is nothing to do: the records stay."""
+
+
+def persist_uris(account: Client, name: str) -> list:
+    """What may stand for an account in the record of a name: its URL, or, if the CA says by which
+    prefix (-02), a hash of that with the name, or with * for all names."""
+    import hashlib
+    prefix = text_in(account.meta(), "accountHashPrefix")
+    about = f"{account.key.thumbprint}{account.account}"
+    return [prefix + "sha-256/" + b64(hashlib.sha256(
+        bytes([len(some)]) + f"{some}{about}".encode()).digest())
+        for some in (base_name(name), "*")] if prefix else [account.account]
+
+
+def persist_issuers(account: Client) -> list:
+    """The names by which the CA's directory says that it issues; [] if it does not say."""
+    meta = account.meta()
+    found = meta.get("issuerDomainNames", meta.get("caaIdentities"))
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+
+
+def persist_record(account: Client, name: str, issuer: str) -> str:
+    """The record for a name, as a line of a zone file."""
+    policy = "; policy=wildcard" if name.startswith("*.") else ""
+    text = f"{issuer}; accounturi={persist_uris(account, name)[0]}{policy}"
+    parts = " ".join(f'"{text[at:at + 255]}"' for at in range(0, len(text), 255))
+    return f"_validation-persist.{base_name(name)}. 3600 IN TXT {parts}"
+
+
+def persists(text: str, issuers: list, uris: list, wildcard: bool) -> bool:
+    """Does the text of a record let one of these issuers issue to one of these accounts now?"""
+    issuer, *rest = [part.strip() for part in text.split(";")]
+    tags = {tag.strip().lower(): value.strip() for tag, _, value in (
+        part.partition("=") for part in rest)}
+    until = tags.get("persistuntil", "9" * 12)
+    return (issuer.lower().rstrip(".") in [name.lower().rstrip(".") for name in issuers]
+            and tags.get("accounturi") in uris and until.isdigit() and int(until) > time.time()
+            and (not wildcard or tags.get("policy", "").lower() == "wildcard"))
+
+
+# ---- Files: the only code that writes -----------------------------------------------------------
 
 
 def sync_folder(file: str):
@@ -1427,7 +1678,8 @@ def remove(config: Config, files: list):
 def clean_up(line: Line):
     """Remove what a killed run left: temporary and challenge files; tighten keys of 2017.
     Raises OSError, Problem."""
-    config, left = line.config, read_state(line).get("challenges", [])
+    config, state = line.config, read_state(line)
+    left, records = state.get("challenges"), state.get("records") if config.challenge_hook else None
     remove(config, [line.temp, line.state + ".tmp"] + [
         file + ".tmp" for pair in (line.live, line.staging) for file in (pair.key, pair.crt)])
     if left:
@@ -1435,6 +1687,11 @@ def clean_up(line: Line):
         solver.paths = left
         solver.remove()
         update_state(line, challenges=None)
+    if records:
+        solver = DnsHook(line, False, None, lambda text: complain(config.file, text))
+        solver.records = records
+        solver.remove()
+        update_state(line, records=solver.records or None)
     if os.path.lexists(config.account_key + ".tmp"):
         make_account_key(config)
     for file in line.live.key, line.staging.key, config.account_key:
@@ -1451,14 +1708,17 @@ class Run:
 
     hooks, force, done, failed, looks: as in Facts; log: is told each step of the protocol; status:
     the exit status; told: the note of what was told; heard: all that was told; client: the Client
-    for all requests; ahead: seconds that the CA's clock is ahead of ours, if it is believed; notes:
-    those that a request leaves, whether it fails or not.
+    for all requests; clients: those of other lines, by what they depend on; ahead: seconds that the
+    CA's clock is ahead of ours, if it is believed; notes: those that a request leaves, whether it
+    fails or not.
     """
 
-    def __init__(self, line: Line, hooks: bool = False, force: str = "", log=lambda text: None):
+    def __init__(self, line: Line, hooks: bool = False, force: str = "", log=lambda text: None,
+                 clients: dict = None):
         self.line, self.config, self.hooks, self.force = line, line.config, hooks, force
         self.done, self.failed, self.looks, self.told, self.notes = set(), set(), {}, {}, {}
         self.client, self.ahead, self.status, self.log, self.heard = None, 0, 0, log, []
+        self.clients = {} if clients is None else clients
 
     def facts(self) -> Facts:
         """The Facts as they are now. Raises Problem, OSError."""
@@ -1524,6 +1784,35 @@ class Run:
             return [f"its clock says {utc(theirs)}, when '{self.config.live}' is not valid"]
         self.ahead = ahead if abs(ahead) > 2 else 0  # it tells whole seconds
         return []
+
+    def look_at_ari(self, facts: Facts) -> list:
+        """Ask the CA when it wants the live certificate renewed. Whatever comes of that, nothing is
+        wrong."""
+        self.note(ari=self.ari_note(facts.state.get("ari"), read_file(self.line.live.crt)))
+        return []
+
+    def ari_note(self, known: dict, text: bytes) -> dict:
+        """The note of when the CA wants a certificate (PEM) renewed; None if it does not tell that.
+        known: the note before."""
+        der, wait = pem(text.decode("ascii", "replace"))[0][1], None
+        note = {"crt": sha256(der), "directory": self.config.directory_url, "start": 0.0,
+                "end": 0.0, "when": 0.0, "url": ""}
+        note = known if known and known["crt"] == note["crt"] else note
+        try:
+            if not self.open_client().directory("renewalInfo") or not renewal_id(der):
+                return None
+            start, end, url, wait = self.client.renewal_window(der)
+            if (start, end) != (note["start"], note["end"]):
+                import random
+                note = {**note, "start": start, "end": end, "when": random.uniform(start, end)}
+            if url and url != note["url"]:
+                say(f"Why the CA wants '{self.config.live}' renewed: {printable(url)}")
+            note = {**note, "url": url}
+        except (AcmeError, OSError, ValueError) as error:
+            wait = getattr(error, "retry_after", None)
+            self.log(reason(error))
+        wait = min(max(HOUR, 6 * HOUR if wait is None else wait), DAY)
+        return {**note, "until": time.time() + self.ahead + wait}
 
     def look_at_dns(self, facts: Facts) -> list:
         """Note which keys DNS shows, and since when."""
@@ -1593,7 +1882,7 @@ class Run:
     def do_hook(self, facts: Facts, what: str):
         """Run a hook, and note that it is done. Raises Problem."""
         self.done.add(("hook", what, facts.live_key.spki))
-        run_hook(self.line, facts, what)
+        run_hook(self.line, has_pair(facts), what)
         if what == "post-certchange":  # which may edit the file
             self.note(certchange=sha256(read_file(self.line.live.crt) or b""))
         else:
@@ -1636,17 +1925,21 @@ class Run:
         note["tries"] = known["tries"] + 1 if again else 0
         client, csr = self.open_client(), make_csr(pair.key, config.domains)
         saved = back_up(self.line, pair.crt) if crt else ""  # without room nothing is ordered
-        solver = HttpFiles(config.challenge_dir, config.self_check,
-                           note=lambda files: self.note(challenges=files),
-                           trouble=lambda text: complain(config.file, text))
+        solver = self.solver(facts)
         try:
             if again:
                 self.note(order={**known, **note})
-            order = client.resume(known["url"]) if again else client.order(config.domains)
-            text = order.obtain(csr, [solver], lambda url: self.note(order={**note, "url": url}))
+                order = client.resume(known["url"])
+            else:
+                self.look_for_records()
+                order = client.order(config.domains, config.profile, self.replaced(facts, what))
+            text = order.obtain(csr, [solver], lambda url: self.note(order={**note, "url": url}),
+                                config.preferred_chain)
             # If it cannot be installed, that is not the CA's fault: it is downloaded until it can
             self.notes["order"] = {**note, "url": order.url, "tries": 0}
             self.install(facts, pair, crt, text)
+            if what == "live" and client.directory("renewalInfo"):
+                self.notes["ari"] = self.ari_note(None, text.encode())
         except BaseException as error:
             if saved and read_file(saved) == read_file(pair.crt):  # it was not replaced
                 remove(config, [saved])
@@ -1654,7 +1947,42 @@ class Run:
             raise
         finally:
             self.believe_clock(facts)
-            self.notes.update(self.account_note(), challenges=solver.paths or None)
+            self.notes.update(self.account_note(), **left_by(solver))
+
+    def solver(self, facts: Facts):
+        """What proves the names, as the config has it."""
+        config = self.config
+
+        def trouble(text):
+            complain(config.file, text)
+
+        if config.challenge == "stateless":
+            return Stateless()
+        if config.challenge == "dns-persist-01":
+            return DnsPersist(config)
+        if config.challenge == "dns-01":
+            return DnsHook(self.line, has_pair(facts), lambda records: self.note(records=records),
+                           trouble)
+        return HttpFiles(config.challenge_dir, config.self_check,
+                         note=lambda files: self.note(challenges=files), trouble=trouble)
+
+    def look_for_records(self):
+        """Before an order by dns-persist-01, raise AcmeError if a record is not there, as far as
+        the CA's directory tells by which names it issues."""
+        config = self.config
+        if config.challenge == "dns-persist-01":
+            if not self.client.account:
+                self.client.register()
+            issuers = persist_issuers(self.client)
+            for name in config.domains if issuers else ():
+                DnsPersist(config).look(name, self.client, issuers)
+
+    def replaced(self, facts: Facts, what: str) -> str:
+        """How to call the certificate that an order replaces, None if the CA does not know it."""
+        crt, here = facts.live_crt, self.config.directory_url
+        ours = crt and facts.state.get("issued", {}).get(crt.leaf) == here
+        if what == "live" and ours and self.client.directory("renewalInfo"):
+            return renewal_id(pem(read_file(self.line.live.crt).decode("ascii", "replace"))[0][1])
 
     def install(self, facts: Facts, pair: Pair, crt: Crt, text: str):
         """Put a chain (PEM) that the CA sent in the place of a Crt, or of none. Raises OrderFailed
@@ -1676,13 +2004,16 @@ class Run:
         config = self.config
         if self.client is None:
             make_account_key(config)
-            self.client = Client(config.directory_url, AccountKey(config.account_key),
-                                 contact=config.contact, proxy=config.proxy,
-                                 ca_bundle=config.ca_bundle, log=self.log)
-            known = read_state(self.line).get("account", {"url": None})
-            self.client.account = known["url"]
+            settle_account_key(config, self.log)
+            about = (config.directory_url, config.account_key, config.proxy, config.ca_bundle,
+                     config.eab_kid)
+            if about not in self.clients:
+                self.clients[about] = new_client(config, self.log)
+            self.client = client = self.clients[about]
+            known, found = read_state(self.line).get("account", {"url": None}), client.account
+            client.contact, client.account = config.contact, known["url"]
             if self.account_note() != {"account": known}:
-                self.client.account = None
+                client.account = found
         return self.client
 
     def account_note(self) -> dict:
@@ -1761,6 +2092,35 @@ class Run:
             say(f"'{config.staging}' is staged already; {next_words(config, facts, plan)}")
 
 
+def new_client(config: Config, log) -> Client:
+    """A Client for the account of a config. Raises AcmeError, OSError."""
+    eab = None
+    if config.eab_kid:
+        with open(config.eab_hmac_key, encoding="ascii", errors="replace") as file:
+            eab = MacKey(config.eab_kid, file.read())
+    return Client(config.directory_url, AccountKey(config.account_key), contact=config.contact,
+                  proxy=config.proxy, ca_bundle=config.ca_bundle, eab=eab, log=log, news=say)
+
+
+def settle_account_key(config: Config, log):
+    """If a change of the account's key was cut off, ask the CA which one holds now. Raises
+    AcmeError, OSError."""
+    file, new = config.account_key, config.account_key + ".new"
+    if os.path.lexists(new):
+        client = new_client(config._replace(account_key=new), log)
+        if client.exists():
+            os.replace(new, file)
+        else:
+            os.unlink(new)
+        sync_folder(file)
+
+
+def left_by(solver) -> dict:
+    """The notes of what a solver may have left behind."""
+    return {"challenges": getattr(solver, "paths", None) or None,
+            "records": getattr(solver, "records", None) or None}
+
+
 def since_when(look: Look, known: dict, begin: float) -> dict:
     """{place: since when it has the keys, or 0} by a Look, and what was known before of the same
     keys. begin: the time of what is new."""
@@ -1815,33 +2175,6 @@ def held_by_dns(config: Config, facts: Facts, text: str) -> tuple:
     return f"'{config.staging}' waits: {text}, to be tried again", 1 if late else None
 
 
-def run_hook(line: Line, facts: Facts, name: str):
-    """Run a hook (its key in the config), with its children, for hook-timeout at most. Raises
-    Problem unless it exits 0, OSError if it cannot be started."""
-    import subprocess
-    config, program = line.config, option(line.config, name)
-    env = {k: v for k, v in os.environ.items() if not k.startswith("STAGING_")}
-    env.update(HOOK=name, CONFIG=config.file, DOMAINS=" ".join(config.domains),
-               LIVE_CRT=line.live.crt, LIVE_KEY=line.live.key)
-    if has_pair(facts):
-        env.update(STAGING_CRT=line.staging.crt, STAGING_KEY=line.staging.key)
-    quiet = {name: subprocess.DEVNULL for fd, name in ((1, "stdout"), (2, "stderr")) if fd in deaf}
-    hook = None
-    try:
-        with Uninterrupted():  # a signal before we know its process would leave it running
-            hook = subprocess.Popen([program], stdin=subprocess.DEVNULL, env=env,
-                                    start_new_session=True, **quiet)
-        status = f"exit status {hook.wait(config.hook_timeout)}"
-    except subprocess.TimeoutExpired:
-        status = f"killed after {config.hook_timeout:g} seconds"
-    finally:
-        if hook and hook.returncode is None:
-            os.killpg(hook.pid, signal.SIGKILL)
-            hook.wait()
-    if hook.returncode:
-        raise Problem(f"{name} ({program}) failed: {status}; it runs again next time")
-
-
 # ---- Commands: the command line -----------------------------------------------------------------
 
 
@@ -1851,10 +2184,15 @@ def check_machine(config: Config, hooks: bool, init: bool):
     if not any(os.access(os.path.join(folder, "openssl"), os.X_OK)
                for folder in os.environ["PATH"].split(":")):
         raise Problem("there is no openssl in PATH: install it")
-    for name in ("post-certchange", "post-keychange") if hooks else ():
+    for name in ("challenge-hook", "post-certchange", "post-keychange")[:3 if hooks else 1]:
         check_hook(name, option(config, name))
     for name in "account-key", "certs", "keys", "backups", "challenge-dir":
-        check_folder(name, option(config, name), init)
+        if option(config, name):
+            check_folder(name, option(config, name), init)
+    if config.eab_hmac_key:
+        check_owner("eab-hmac-key", config.eab_hmac_key)
+        if os.stat(config.eab_hmac_key).st_mode & 0o007:
+            raise Problem(f"eab-hmac-key: {config.eab_hmac_key} can be read by others: chmod 600")
     if config.ca_bundle:
         check_owner("ca-bundle", config.ca_bundle)
     if config.ca_bundle and init:  # else it is loaded when it is needed, for that takes its time
@@ -1912,20 +2250,21 @@ def check_claims(line: Line, staging: bool):
                           "give each line its own by live and staging, or remove one config")
 
 
-def act(config: Config, args, force: str) -> int:
-    """init, renew and cron. args: of the command line; force: as in Facts. Returns the exit status.
-    Raises Problem, OSError."""
+def act(config: Config, args, force: str, clients: dict) -> int:
+    """init, renew and cron. args: of the command line; force: as in Facts; clients: as of Run.
+    Returns the exit status. Raises Problem, OSError."""
     line, init = Line(config), force == "init"
     check_machine(config, args.hooks, init)
     for folder, mode in ((config.certs, 0o755), (config.keys, 0o710), (config.backups, 0o700),
                          (os.path.dirname(config.account_key), 0o700),
                          (config.challenge_dir, 0o755)) if init else ():
-        make_folder(folder, mode)
+        if folder:
+            make_folder(folder, mode)
     fd = lock(line.lock)
     try:
         check_claims(line, os.path.lexists(line.staging.key))
         clean_up(line)
-        run = Run(line, args.hooks, force, lambda text: args.verbose and emit(2, text))
+        run = Run(line, args.hooks, force, lambda text: args.verbose and emit(2, text), clients)
         if init and not os.path.lexists(line.live.key):
             make_first_key(run)
         if init and args.now:
@@ -1962,7 +2301,7 @@ def show(config: Config, hooks: bool, force: str) -> int:
     """Tell what cron or renew would do first, and why. Returns the exit status. Raises Problem,
     OSError."""
     run = Run(Line(config), hooks, force)
-    run.looks["clock"] = []
+    run.looks.update(clock=[], ari=[])
     facts = run.facts()
     plan = decide(config, facts)
     say(next_words(config, facts, plan, "Nothing; next: "))
@@ -1986,13 +2325,15 @@ def status(config: Config) -> int:
     run, now = Run(Line(config), True), time.time()
     state = read_state(run.line)
     run.looks.update({name: state[name]["wrong"] for name in ("dns", "served") if name in state},
-                     clock=[], ttl=[], fit=[])
+                     clock=[], ttl=[], fit=[], ari=[])
     facts = run.facts()
     plan = decide(config, facts)
     lines = [f"{config.file}: {' '.join(config.domains)}"]
     for pair, key, crt in ((run.line.live, facts.live_key, facts.live_crt),
                            (run.line.staging, facts.staging_key, facts.staging_crt)):
         lines += pair_words(facts, pair, key, crt) if key else []
+    wanted = facts.live_crt and wanted_time(config, facts)
+    lines += [f"the CA wants '{config.live}' renewed {utc(wanted)}"] if wanted else []
     wrong = troubles(config, facts, plan)
     lines += note_words(config, facts) + [text for _, text, _ in wrong]
     say("\n  ".join(lines + [f"next: {next_words(config, facts, plan)}"]))
@@ -2054,6 +2395,85 @@ def tlsa(config: Config, args) -> int:
     return int(1 in deaf)  # a hook must not take half of them for all
 
 
+def account(config: Config, args) -> int:
+    """Register, if need be, and tell what others must know of the account; or give it another key,
+    or end it. Returns the exit status. Raises Problem, AcmeError, OSError."""
+    check_machine(config, False, True)
+    make_folder(os.path.dirname(config.account_key), 0o700)
+    client = Run(Line(config), log=lambda text: args.verbose and emit(2, text)).open_client()
+    client.register()
+    if args.new_key:
+        new = config.account_key + ".new"
+        make_key(new, "ec-p256", like=config.account_key)
+        client.change_key(AccountKey(new))
+        settle_account_key(config, client.log)
+        say(f"{config.account_key} is the account's new key")
+    if args.deactivate:
+        client.deactivate()
+        say(f"The account {printable(client.account)} is deactivated, for good. Certificates stay "
+            f"valid; for new ones, move {config.account_key} away and run init")
+    else:
+        say("\n".join(account_words(config, client)))
+    return 0
+
+
+def account_words(config: Config, client: Client) -> list:
+    """What others must know of an account: the lines that answer http-01 in web servers, and those
+    of zone files (RFC 8657; dns-persist-01)."""
+    thumbprint, issuers = client.key.thumbprint, persist_issuers(client)
+    path = "/\\.well-known/acme-challenge/([A-Za-z0-9_-]+)$"
+    method = "http-01" if config.challenge == "stateless" else config.challenge
+    names = {base_name(name): name for name in sorted(config.domains, reverse=True)
+             if not is_address(name)}  # of a name and its wildcard the wildcard
+    return [
+        f"account: {printable(client.account)}",
+        f"terms of service: {printable(text_in(client.meta(), 'termsOfService') or 'none')}",
+        f"thumbprint: {thumbprint}",
+        f'nginx: location ~ ^{path} {{ default_type text/plain; return 200 "$1.{thumbprint}"; }}',
+        f"apache: RewriteRule ^{path} - [E=TOKEN:$1,R=200,L]",
+        f'apache: ErrorDocument 200 "%{{env:TOKEN}}.{thumbprint}"',
+        *[f'{base}. 3600 IN CAA 0 {tag} "{issuer}; accounturi={client.account}; '
+          f'validationmethods={method}"' for base, name in names.items() for issuer in issuers
+          for tag in ["issue"] + ["issuewild"] * (name != base)],
+        *[persist_record(client, name, issuer) for name in names.values() for issuer in issuers
+          if config.challenge == "dns-persist-01"]]
+
+
+def revoke(config: Config, args) -> int:
+    """Revoke a certificate, and tell what to do next. Returns the exit status. Raises Problem,
+    AcmeError, OSError."""
+    check_machine(config, False, False)
+    line, compromised = Line(config), args.reason == "keycompromise"
+    file = args.file or line.live.crt
+    try:
+        der = pem((read_file(file) or b"").decode("ascii", "replace"))[0][1]
+        spki = sha256(parse_certificate(der).spki)
+    except ValueError as error:
+        raise Problem(f"{file} is no certificate: {error}")
+    client, key = Run(line).open_client(), key_file(config, spki) if compromised else ""
+    if key:  # who has the key may say so, whoever ordered the certificate
+        client = new_client(config._replace(account_key=key), client.log)
+    elif not client.account:
+        client.register()
+    client.revoke(der, REASONS[args.reason])
+    live = read_crt(line.live.crt)
+    after = "; next: renew --new-key --now" if compromised else (
+        "; next: renew" if live and live.leaf == sha256(der) else "")
+    say(f"Revoked {file} ({args.reason}){after}")
+    return 0
+
+
+def key_file(config: Config, spki: str) -> str:
+    """The file in keys or backups that holds the private key with this digest, "" if none does.
+    Raises OSError."""
+    for folder in config.keys, config.backups:
+        for name in sorted(os.listdir(folder)):
+            key = read_key(f"{folder}/{name}") if ".key" in name else None
+            if key and key.spki == spki:
+                return f"{folder}/{name}"
+    return ""
+
+
 def check_tlsa(config: Config, facts: Facts) -> int:
     """Tell what is wrong with the records in DNS. Returns the exit status. Raises OSError."""
     look = look_at_dns(config, facts)
@@ -2066,9 +2486,9 @@ def check_tlsa(config: Config, facts: Facts) -> int:
     return 1 if problems else 0
 
 
-def run_line(file: str, args, force: str) -> int:
-    """Do the command for the line of a config file. args: of the command line; force: as in Facts.
-    Returns the exit status."""
+def run_line(file: str, args, force: str, clients: dict) -> int:
+    """Do the command for the line of a config file. args: of the command line; force: as in Facts;
+    clients: as of Run. Returns the exit status."""
     try:
         file = os.path.abspath(file)
         config = read_config(file)
@@ -2077,9 +2497,11 @@ def run_line(file: str, args, force: str) -> int:
             return tlsa(config, args)
         if args.command == "status":
             return status(config)
+        if args.command in ("account", "revoke"):
+            return {"account": account, "revoke": revoke}[args.command](config, args)
         if getattr(args, "dry_run", False):
             return show(config, args.hooks, force)
-        return act(config, args, force)
+        return act(config, args, force, clients)
     except (Problem, AcmeError, OSError) as error:
         complain(file, reason(error))
         return getattr(error, "status", None) or 1
@@ -2117,10 +2539,17 @@ COMMANDS = {  # name -> its options besides -c and -v, what it does, an example
     "status": ("hooks", "tell what is there and what comes next; exit status 1 if something is "
                "overdue or failed", "status"),
     "tlsa": ("hooks json nsupdate check", "tell the TLSA records that DNS must hold, as lines "
-             "of a zone file", "tlsa --check")}
+             "of a zone file", "tlsa --check"),
+    "account": ("new-key deactivate", "tell the account's URL, and what web servers and DNS may "
+                "show of it; with --new-key, give it another key", "account"),
+    "revoke": ("", "revoke live.crt, or the certificate in FILE",
+               "revoke --reason keycompromise")}
+REASONS = {"unspecified": 0, "keycompromise": 1, "affiliationchanged": 3, "superseded": 4,
+           "cessationofoperation": 5}
 FLAGS = {"hooks": "run the hooks", "dry-run": "tell what would be done first, and why",
          "verbose": "tell each step of the protocol on stderr",
-         "new-key": "stage a new private key instead",
+         "new-key": "stage a new private key instead; for `account`: give it a new key",
+         "deactivate": "end the account, for good",
          "now": "make the key live without waiting for DNS", "json": "tell the records as JSON",
          "nsupdate": "tell the records as commands for nsupdate",
          "check": "compare DNS with them; exit status 1 if it differs"}
@@ -2148,6 +2577,9 @@ def add_command(commands, name: str):
         forms = command.add_mutually_exclusive_group()
         command.add_argument("--ttl", type=number(1, 2**31 - 1, int), default=3600,
                              metavar="SECONDS", help="of the records (default 3600)")
+    if name == "revoke":
+        command.add_argument("--reason", choices=list(REASONS), default="unspecified")
+        command.add_argument("file", nargs="?", metavar="FILE", help="a certificate (PEM)")
     for option in ["verbose", *options.split()]:
         (command if option in SHORT else forms).add_argument(
             *SHORT.get(option, []), "--" + option, action="store_true", help=FLAGS[option])
@@ -2193,7 +2625,8 @@ def main(argv: list = None) -> int:
         force = args.command if args.command in ("init", "renew") else ""
         if force == "renew" and args.new_key:
             force = "now" if args.now else "new-key"
-        return max([run_line(file, args, force) for file in args.config])
+        clients = {}
+        return max([run_line(file, args, force, clients) for file in args.config])
     except SystemExit as ended:  # --help
         return ended.code
     except Problem as problem:
