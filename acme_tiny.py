@@ -473,6 +473,8 @@ def tls_context(ca_bundle: str = None):
     except OSError as error:
         raise ToolError(f"ca-bundle: {ca_bundle} cannot be loaded: {error}")
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # An end that TLS does not declare may be an attacker's; Python has OpenSSL 3 overlook it
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0x80)
     return context
 
 
@@ -540,7 +542,7 @@ class Web:
         connection.response_class = final_response()
         connection.connect()
         connection.sock.settimeout(REQUEST_SECONDS)
-        connection.sock.suppress_ragged_eofs = False  # an end without notice may be an attacker's
+        connection.sock.suppress_ragged_eofs = False  # as in tls_context()
         return connection
 
 

@@ -1595,16 +1595,16 @@ def update_state(line: Line, **changes):
         write_file(line.state, text.encode(), 0o644)
 
 
-def swap(line: Line, now: float, *exts: str):
+def swap(line: Line, now, *exts: str):
     """Give the staged files with these extensions the live names; what has them goes to the backups
-    first. now: seconds since 1970. Raises OSError."""
+    first. now: seconds since 1970, None if the clock was not looked at. Raises OSError."""
     moves = [(getattr(line.staging, ext), getattr(line.live, ext)) for ext in exts]
     for _, live in moves:
         if os.path.exists(live):
             back_up(line, live)
     with Uninterrupted():  # else a key would be without its certificate until the next run
         for staged, live in moves:
-            if line.config.standby == "yes":
+            if line.config.standby == "yes" and now:
                 os.utime(staged, (now, now))  # its age is that of its life
             os.replace(staged, live)
         for _, live in moves:
@@ -1858,14 +1858,15 @@ class Run:
         back_up(self.line, getattr(self.line.staging, what))
         self.do_drop(facts, what)
 
-    def do_rename(self, facts: Facts, *what: str):
-        """Make staged files live: those that a crash left, or both."""
-        swap(self.line, facts.now, *what)
+    def do_rename(self, facts: Facts, what: str):
+        """Make a staged file live that a crash left."""
+        swap(self.line, None, what)
         self.done.add(("unstage", ""))
 
     def do_unstage(self, facts: Facts, what: str):
         """Make the staged pair live."""
-        self.do_rename(facts, "key", "crt")
+        swap(self.line, facts.now, "key", "crt")
+        self.done.add(("unstage", ""))
 
     def do_stage(self, facts: Facts, what: str):
         """Make the next private key. Raises Problem."""
