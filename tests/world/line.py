@@ -20,8 +20,8 @@ CERTCHANGE, KEYCHANGE = 'post-certchange', 'post-keychange'
 SECTIONS = {
     'timing': ('max-key-age-days', 'staging-hours', 'renew-cert-before-expiry-days'),
     'hooks': ('post-certchange', 'post-keychange', 'hook-timeout'),
-    'acme': ('account-key', 'challenge-dir', 'directory-url', 'ca-bundle', 'contact',
-             'self-check', 'proxy'),
+    'acme': ('account-key', 'challenge', 'challenge-dir', 'challenge-hook', 'directory-url',
+             'ca-bundle', 'contact', 'profile', 'self-check', 'proxy'),
     'dane': ('tlsa', 'dns-resolver', 'dns-servers', 'served'),
     'dirs': ('certs', 'keys', 'backups'),
     'files': ('live', 'staging')}
