@@ -1497,8 +1497,9 @@ def persists(text: str, issuers: list, uris: list, wildcard: bool) -> bool:
     tags = {tag.strip().lower(): value.strip() for tag, _, value in (
         part.partition("=") for part in rest)}
     until = tags.get("persistuntil", "9" * 12)
-    return (issuer.lower().rstrip(".") in [name.lower().rstrip(".") for name in issuers]
-            and tags.get("accounturi") in uris and until.isdigit() and int(until) > time.time()
+    return bool(issuer.lower().rstrip(".") in [name.lower().rstrip(".") for name in issuers]
+            and tags.get("accounturi") in uris
+            and re.match(r"[0-9]{1,15}\Z", until) and int(until) > time.time()
             and (not wildcard or tags.get("policy", "").lower() == "wildcard"))
 
 
