@@ -251,8 +251,8 @@ def der_time(tag: int, body: bytes) -> int:
 
 
 # What matters of a certificate: names (list), not_before and not_after (seconds since 1970), spki
-# (DER), issuer, subject, serial (DER bodies); authority: the key identifier of the CA's key (bytes),
-# b"" if it is not there
+# (DER), issuer, subject, serial (DER bodies); authority: the key identifier of the CA's key
+# (bytes), b"" if it is not there
 Certificate = namedtuple("Certificate", "names not_before not_after spki issuer subject serial "
                                         "authority", defaults=(b"", b""))
 

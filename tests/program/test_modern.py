@@ -395,6 +395,33 @@ class RenewalInformation(AnyCase):
                                                          'https://a/3'])
 
 
+class Lines(AnyCase):
+    def beside(self, first, name):
+        """Another line with the same account and web server."""
+        return self.use(web=False, domains=name, **{option: first.options[option] for option in (
+            'account_key', 'challenge_dir')})
+
+    def test_they_share_a_connection_and_an_account(self):
+        first, options = self.use(), []
+        for name in 'a', 'b', 'c':
+            line = self.beside(first, name + '.example.org')
+            options += ['-c', line.config]
+        connections = self.ca.connections
+        first.run('init', *options, check=0)
+        self.assertEqual(self.ca.connections - connections, 1)
+        kinds = [request.kind for request in self.ca.requests]
+        self.assertEqual([kinds.count(kind) for kind in (
+            'directory', 'nonce', 'account', 'order')], [1, 1, 1, 4])
+
+    def test_one_that_fails_does_not_stop_the_others(self):
+        first = self.use()
+        second = self.beside(first, 'b.example.org')
+        self.ca.fault('order', 'drop', times=3)
+        first.run('init', '-c', second.config, check=1)
+        self.assertFalse(os.path.exists(first.crt()))
+        self.assertTrue(os.path.exists(second.crt()))
+
+
 class Words(AnyCase):
     def test_account_before_init(self):
         line = self.use()
