@@ -663,7 +663,7 @@ def ca_may_want_renewal(config: Config, facts: Facts):
     note of any earlier certificate if the CA tells that at all."""
     note, crt = facts.state.get("ari"), facts.live_crt
     ours = note and note["directory"] == config.directory_url and fit(facts.live_key, crt) and (
-        facts.state.get("issued", {}).get(crt.leaf) == config.directory_url)
+        facts.state.get("issued", {}).get(crt.leaf, note["directory"]) == note["directory"])
     if ours and not blocked_until(config, facts):
         known = note["crt"] == crt.leaf and note["until"] <= facts.now + DAY + CLOCK_SECONDS
         return Step("watch", "ari", "it may change its mind", note["until"] * known, ("ari",))
@@ -1390,12 +1390,15 @@ class DnsHook:
         return [base_name(name), token, b64(digest)]
 
     def present(self, tasks: list):
-        """Have the records made, and wait until all servers show them, for so long. Raises Problem,
+        """Have the records made, and wait until all servers show them, for so long. Raises
         OSError."""
         self.records = list(tasks)
         self.note(self.records)
         for task in tasks:
-            run_hook(self.line, self.staged, "challenge-hook", "deploy_challenge", *task)
+            try:
+                run_hook(self.line, self.staged, "challenge-hook", "deploy_challenge", *task)
+            except Problem as problem:
+                raise ToolError(str(problem))
         seconds = self.line.config.propagation_seconds
         end, wrong = time.monotonic() + seconds, self.missing()
         while wrong and time.monotonic() < end:
@@ -2108,13 +2111,33 @@ def settle_account_key(config: Config, log):
     """If a change of the account's key was cut off, ask the CA which one holds now. Raises
     AcmeError, OSError."""
     file, new = config.account_key, config.account_key + ".new"
-    if os.path.lexists(new):
-        client = new_client(config._replace(account_key=new), log)
-        if client.exists():
-            os.replace(new, file)
-        else:
-            os.unlink(new)
+    if not os.path.lexists(new):
+        return
+    fd = lock(file + ".lock", LOCK_SECONDS)
+    try:
+        if os.path.lexists(new):  # it was not just going on
+            if new_client(config._replace(account_key=new), log).exists():
+                os.replace(new, file)
+            else:
+                os.unlink(new)
+            sync_folder(file)
+    finally:
+        os.close(fd)
+
+
+def change_account_key(config: Config, client: Client):
+    """Give the account another key, which is on disk before the CA is told. Raises AcmeError,
+    OSError, Problem."""
+    file, new = config.account_key, config.account_key + ".new"
+    fd = lock(file + ".lock", LOCK_SECONDS)
+    try:
+        make_key(new, "ec-p256", like=file)
+        client.change_key(AccountKey(new))
+        os.replace(new, file)
         sync_folder(file)
+    finally:
+        os.close(fd)
+    say(f"{file} is the account's new key")
 
 
 def left_by(solver) -> dict:
@@ -2405,11 +2428,7 @@ def account(config: Config, args) -> int:
     client = Run(Line(config), log=lambda text: args.verbose and emit(2, text)).open_client()
     client.register()
     if args.new_key:
-        new = config.account_key + ".new"
-        make_key(new, "ec-p256", like=config.account_key)
-        client.change_key(AccountKey(new))
-        settle_account_key(config, client.log)
-        say(f"{config.account_key} is the account's new key")
+        change_account_key(config, client)
     if args.deactivate:
         client.deactivate()
         say(f"The account {printable(client.account)} is deactivated, for good. Certificates stay "
