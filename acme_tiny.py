@@ -21,6 +21,8 @@ POLL_SECONDS = 90     # for each of: validation, issuance
 CHECK_SECONDS = 10    # for all self-checks together, but one second for each
 ANSWER_BYTES = 1000000
 NONCES = 10           # tries of a request without a pause, each with a fresh nonce
+UNBOUND = ("this CA takes only accounts that are bound to one that it knows: set eab-kid and "
+           "eab-hmac-key to what it gave you for that")
 
 # ---- Errors -------------------------------------------------------------------------------------
 # Touches nothing.
@@ -751,12 +753,13 @@ class Client:
             terms["externalAccountBinding"] = jws(self.eab, {"kid": self.eab.kid, "url": url},
                                                   json.dumps(self.key.jwk))
         elif self.meta().get("externalAccountRequired") is True:
-            raise AcmeError("this CA wants an account of its own kind first: set eab-kid and "
-                            "eab-hmac-key to what it gave you for that")
+            raise AcmeError(UNBOUND)
         contact = {} if self.contact is None else {"contact": self.contact}
         try:
             reply = self.post("registering", url, {**terms, **contact})
         except AcmeError as error:
+            if error.type == "externalAccountRequired":
+                raise AcmeError(f"{UNBOUND} ({error})", error.status)
             if not contact or error.status != 400 and "Contact" not in error.type:
                 raise
             self.log(f"The CA does not take the contact: {error}")

@@ -2451,8 +2451,10 @@ def account_words(config: Config, client: Client) -> list:
         f"terms of service: {printable(text_in(client.meta(), 'termsOfService') or 'none')}",
         f"thumbprint: {thumbprint}",
         f'nginx: location ~ ^{path} {{ default_type text/plain; return 200 "$1.{thumbprint}"; }}',
+        "apache: RewriteEngine on",
         f"apache: RewriteRule ^{path} - [E=TOKEN:$1,R=200,L]",
         f'apache: ErrorDocument 200 "%{{env:TOKEN}}.{thumbprint}"',
+        *([] if issuers else ["CAA: this CA does not say by which name it issues"]),
         *[f'{base}. 3600 IN CAA 0 {tag} "{issuer}; accounturi={client.account}; '
           f'validationmethods={method}"' for base, name in names.items() for issuer in issuers
           for tag in ["issue"] + ["issuewild"] * (name != base)],

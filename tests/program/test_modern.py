@@ -446,6 +446,14 @@ class Words(AnyCase):
         self.ca.meta = {'profiles': {'classic': 'x', 'tlsserver': json.dumps([1])}}
         self.assertIn('classic, tlsserver', line.run('renew', check=1).stderr)
 
+    def test_a_ca_that_says_too_late_that_it_wants_a_binding(self):
+        line = self.use()
+        self.ca.fault('account', 'problem', status=403, type='externalAccountRequired',
+                      detail='who are you')
+        done = line.run('init', check=1)
+        for word in 'eab-kid', 'eab-hmac-key', 'who are you':
+            self.assertIn(word, done.stderr)
+
     def test_a_key_for_bindings(self):
         line = self.settled()
         line.set(eab_kid='kid')
