@@ -2527,7 +2527,7 @@ def run_line(file: str, args, force: str, clients: dict) -> int:
         return act(config, args, force, clients)
     except (Problem, AcmeError, OSError) as error:
         complain(file, reason(error))
-        return getattr(error, "status", None) or 1
+        return error.status if isinstance(error, Problem) else 1
 
 
 def stop(number: int, _):

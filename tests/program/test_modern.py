@@ -432,6 +432,38 @@ class Words(AnyCase):
         line.run('init', check=0)
         self.assertEqual(len(self.ca.accounts), 1)
 
+    def test_a_directory_that_says_nonsense_of_its_ca(self):
+        """What is optional costs nothing; what is asked for is told in one line."""
+        line = self.settled()
+        line.set(profile='x')
+        for meta in ({'profiles': ['x']}, {'profiles': 7}, {'externalAccountRequired': 'yes'},
+                     {'caaIdentities': {'a': 1}}, {'caaIdentities': [7, None, 'ca.example']},
+                     {'issuerDomainNames': 'ca.example'}, {'termsOfService': [1]},
+                     {'accountHashPrefix': 7}):
+            with self.subTest(meta):
+                self.ca.meta = meta
+                for command in 'account', 'renew':
+                    done = line.run(command)
+                    self.assertEqual(done.returncode, int(command == 'renew'), done.stderr)
+                    self.assertEqual(len(done.stderr.splitlines()), done.returncode)
+        for meta in None, 7, [], 'x':
+            self.ca.fault('directory', 'edit', times=None,
+                          edit=lambda data, meta=meta: data.update(meta=meta))
+            line.run('account', check=0)
+            self.assertIn('x', line.run('renew', check=1).stderr)
+            del self.ca.faults[:]
+        self.ca.fault('directory', 'edit', edit=lambda data: data.pop('revokeCert') and None)
+        self.assertIn('revokeCert', line.run('revoke', check=1).stderr)
+
+    def test_answers_to_a_revocation(self):
+        line = self.settled()
+        for what, args in (('status', {'status': 500}), ('status', {'status': 403, 'body': '{}'}),
+                           ('drop', {}), ('problem', {'status': 400, 'type': 'badRevocationReason'})):
+            self.ca.fault('revoke', what, times=3, **args)
+            done = line.run('revoke', check=1)
+            self.assertEqual((done.stdout, len(done.stderr.splitlines())), ('', 1))
+            del self.ca.faults[:]
+
     def test_revoking_what_is_no_certificate(self):
         line = self.settled()
         for path in line.key(), line.path('nothing'), line.folder.name:
