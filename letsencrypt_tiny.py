@@ -1656,11 +1656,12 @@ def make_account_key(config: Config):
     """Make the account key (P-256) unless it is there, with nothing left of one that was not
     finished. Raises OSError, Problem."""
     file = config.account_key
-    if os.path.lexists(file) and not os.path.lexists(file + ".tmp"):
+    left = [temp for temp in (file + ".tmp", file + ".new.tmp") if os.path.lexists(temp)]
+    if os.path.lexists(file) and not left:
         return
     fd = lock(file + ".lock", LOCK_SECONDS)  # lines may share this key
     try:
-        remove(config, [file + ".tmp"])
+        remove(config, left)
         if not os.path.lexists(file):
             say(f"Making account key {file}")
             make_key(file, "ec-p256")
@@ -1696,7 +1697,7 @@ def clean_up(line: Line):
         solver.records = records
         solver.remove()
         update_state(line, records=solver.records or None)
-    if os.path.lexists(config.account_key + ".tmp"):
+    if os.path.lexists(config.account_key):
         make_account_key(config)
     for file in line.live.key, line.staging.key, config.account_key:
         if os.path.exists(file) and os.stat(file).st_mode & 0o007:

@@ -432,6 +432,26 @@ class Words(AnyCase):
         line.run('init', check=0)
         self.assertEqual(len(self.ca.accounts), 1)
 
+    def test_another_key_for_the_account(self):
+        """It is on disk before the CA is told, and whoever holds then is found out."""
+        line = self.use()
+        line.run('init', check=0)
+        old = read(line.path('account.key'))
+        for what, changed in (('drop', True), ('status', False), ('problem', False)):
+            self.ca.fault('key-change', what, times=3,
+                          **({} if what == 'drop' else {'status': 500}))
+            if what == 'drop':      # it does it, and the answer is lost
+                self.ca.faults[:] = []
+                self.ca.fault('key-change', 'body', body=b'{}', times=None)
+                self.ca.fault('key-change', 'cut', times=None)
+            line.run('account', '--new-key')
+            del self.ca.faults[:]
+            line.run('renew', check=0)
+            self.assertFalse(os.path.exists(line.path('account.key.new')))
+            self.assertEqual(read(line.path('account.key')) != old, changed)
+            self.assertEqual(len(self.ca.accounts), 1)
+            old = read(line.path('account.key'))
+
     def test_a_directory_that_says_nonsense_of_its_ca(self):
         """What is optional costs nothing; what is asked for is told in one line."""
         line = self.settled()
