@@ -199,11 +199,27 @@ class Persistent(Case):
     def shown(self, name):
         return self.shown_texts.get(name, [])
 
-    def publish(self, owner, *texts):
-        """Answer with these TXT records: as the zone's server, whose lines have no spaces."""
-        self.shown_texts[owner] = list(texts)
-        self.own.records = lambda: ZONE + ''.join('%s 60 16 %s\n' % (owner, text.replace(
-            ' ', '\xa0')) for text in texts)
+    def publish(self, owner, text):
+        """Answer with this TXT record; the zone's server, whose lines are split at spaces, without
+        them."""
+        self.shown_texts[owner] = [text]
+        self.own.records = lambda: ZONE + '%s 60 TXT %s\n' % (owner, text.replace(' ', ''))
+
+    def test_the_records_that_account_tells(self):
+        line = self.use(domains='example.org *.example.org')
+        told = line.run('account', check=0).stdout
+        (owner, text), = re.findall(r'(?m)^(\S+)\. \d+ IN TXT "(.*)"$', told)
+        self.assertEqual(owner, '_validation-persist.example.org')
+        self.publish(owner, text)
+        line.run('init', check=0)
+        self.assertEqual(set(cert_names(line.crt())), {'example.org', '*.example.org'})
+        self.assertEqual(len(self.ca.accounts), 1)
+        self.silent()
+        # Another account's, or without the wildcard
+        for old, new in ('sha-256/', 'sha-256/x'), ('; policy=wildcard', ''):
+            self.publish(owner, text.replace(old, new))
+            self.assertIn('publish first', line.run('renew', check=1).stderr)
+        self.assertEqual(len(self.orders()), 1)
 
     def test_nothing_is_ordered_before_it_is_there(self):
         line = self.use(domains='example.org *.example.org')
