@@ -493,8 +493,9 @@ class Words(AnyCase):
 
     def test_answers_to_a_revocation(self):
         line = self.settled()
-        for what, args in (('status', {'status': 500}), ('status', {'status': 403, 'body': b'{}'}),
-                           ('drop', {}), ('problem', {'status': 400, 'type': 'badRevocationReason'})):
+        for what, args in (('status', {'status': 500}), ('drop', {}),
+                           ('status', {'status': 403, 'body': b'{}'}),
+                           ('problem', {'status': 400, 'type': 'badRevocationReason'})):
             self.ca.fault('revoke', what, times=3, **args)
             done = line.run('revoke', check=1)
             self.assertEqual((done.stdout, len(done.stderr.splitlines())), ('', 1))
