@@ -2572,7 +2572,7 @@ REASONS = {"unspecified": 0, "keycompromise": 1, "affiliationchanged": 3, "super
            "cessationofoperation": 5}
 FLAGS = {"hooks": "run the hooks", "dry-run": "tell what would be done first, and why",
          "verbose": "tell each step of the protocol on stderr",
-         "new-key": "stage a new private key instead; for `account`: give it a new key",
+         "new-key": "stage a new private key instead", "account new-key": "give it another key",
          "deactivate": "end the account, for good",
          "now": "make the key live without waiting for DNS", "json": "tell the records as JSON",
          "nsupdate": "tell the records as commands for nsupdate",
@@ -2606,7 +2606,8 @@ def add_command(commands, name: str):
         command.add_argument("file", nargs="?", metavar="FILE", help="a certificate (PEM)")
     for option in ["verbose", *options.split()]:
         (command if option in SHORT else forms).add_argument(
-            *SHORT.get(option, []), "--" + option, action="store_true", help=FLAGS[option])
+            *SHORT.get(option, []), "--" + option, action="store_true",
+            help=FLAGS.get(f"{name} {option}", FLAGS[option]))
 
 
 def parse_arguments(words: list):
