@@ -234,9 +234,10 @@ def is_address(name: str) -> bool:
 def general_name(name: str) -> bytes:
     """A name as GeneralName (DER; RFC 5280 section 4.2.1.6, RFC 8738 section 3). Raises
     ValueError."""
-    import ipaddress
-    return tlv(0x87, ipaddress.ip_address(name).packed) if is_address(name) else tlv(
-        0x82, name.encode())
+    if is_address(name):
+        import ipaddress
+        return tlv(0x87, ipaddress.ip_address(name).packed)
+    return tlv(0x82, name.encode())
 
 
 def der_time(tag: int, body: bytes) -> int:
@@ -528,10 +529,10 @@ class Web:
         import base64
         from http.client import HTTPSConnection
         from urllib.parse import unquote, urlsplit
-        from urllib.request import getproxies, proxy_bypass
         proxy, headers = self.proxy, {}
-        if not proxy and not proxy_bypass(parts.netloc):
-            proxy = getproxies().get("https")
+        if not proxy and any(name.lower() == "https_proxy" for name in os.environ):
+            from urllib.request import getproxies, proxy_bypass  # which takes its time
+            proxy = None if proxy_bypass(parts.netloc) else getproxies().get("https")
         way = urlsplit(proxy if "://" in proxy else f"http://{proxy}") if proxy else parts
         # Of several addresses the first need not answer
         connection = HTTPSConnection(way.hostname, way.port or (80 if proxy else 443),
