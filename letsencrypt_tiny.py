@@ -598,7 +598,7 @@ def only_key_went_live(config: Config, facts: Facts):
 
 def staged_crt_without_key(config: Config, facts: Facts):
     """The Step that puts away a staged certificate that nothing can use."""
-    if facts.staging_crt and not facts.staging_key:
+    if facts.staging_crt and not facts.staging_key and not only_key_went_live(config, facts):
         return Step("discard", "crt", "there is no key for it")
 
 
