@@ -2435,7 +2435,8 @@ def account(config: Config, args) -> int:
         say(f"The account {printable(client.account)} is deactivated, for good. Certificates stay "
             f"valid; for new ones, move {config.account_key} away and run init")
     else:
-        say("\n".join(account_words(config, client)))
+        # The CA's words are in all of them, and zone files take a line for what it says
+        say("\n".join(printable(line, 10000) for line in account_words(config, client)))
     return 0
 
 
@@ -2448,8 +2449,8 @@ def account_words(config: Config, client: Client) -> list:
     names = {base_name(name): name for name in sorted(config.domains, reverse=True)
              if not is_address(name)}  # of a name and its wildcard the wildcard
     return [
-        f"account: {printable(client.account)}",
-        f"terms of service: {printable(text_in(client.meta(), 'termsOfService') or 'none')}",
+        f"account: {client.account}",
+        f"terms of service: {text_in(client.meta(), 'termsOfService') or 'none'}",
         f"thumbprint: {thumbprint}",
         f'nginx: location ~ ^{path} {{ default_type text/plain; return 200 "$1.{thumbprint}"; }}',
         "apache: RewriteEngine on",

@@ -491,6 +491,17 @@ class Words(AnyCase):
         self.ca.fault('directory', 'edit', edit=lambda data: data.pop('revokeCert') and None)
         self.assertIn('revokeCert', line.run('revoke', check=1).stderr)
 
+    def test_a_ca_adds_no_line_to_what_is_told(self):
+        """Neither to a terminal nor to a zone file that is made of it."""
+        line = self.use()
+        line.run('account', check=0)
+        plain = len(line.run('account', check=0).stdout.splitlines())
+        self.ca.meta = {'termsOfService': 'x\nwww IN A 192.0.2.1', 'caaIdentities': [
+            'ca.example\nwww IN A 192.0.2.1', '\x1b[2Jca.example\r']}
+        done = line.run('account', check=0)
+        self.assertEqual(len(done.stdout.splitlines()), plain + 1)  # two CAA records, not a word
+        self.assertTrue(done.stdout.replace('\n', '').isprintable())
+
     def test_answers_to_a_revocation(self):
         line = self.settled()
         for what, args in (('status', {'status': 500}), ('drop', {}),
