@@ -140,6 +140,11 @@ def pem(text: str) -> list:
     return [(label, binascii.a2b_base64(body)) for label, body in blocks]
 
 
+def first_certificate(data: bytes) -> bytes:
+    """The first PEM block (DER) in a file's bytes: of a chain the leaf. Raises ValueError."""
+    return pem(data.decode("ascii", "replace"))[0][1]
+
+
 # The algorithm of a key, in PKCS#8 and in a public key alike (RFC 3279 section 2.3, RFC 5480
 # section 2.1.1, RFC 8410 section 3): RSA; what all keys on curves with a name begin with; a kind.
 RSA = tlv(6, bytes.fromhex("2a864886f70d010101")) + tlv(5)
@@ -657,8 +662,8 @@ class Client:
 
     url: the directory's; key: AccountKey; account: its URL if it is known; contact: list of URLs;
     eab: MacKey, or None; log, news: called with a text, news with what a person should know. Every
-    method raises AcmeError for whatever the CA's answers cause,
-    and ToolError if openssl cannot sign.
+    method raises AcmeError for whatever the CA's answers cause, and ToolError if openssl cannot
+    sign.
     skew: seconds that the CA's clock is ahead of ours, None before the first answer with a Date.
     """
 
@@ -803,32 +808,34 @@ class Client:
         what = f"ordering for {printable(', '.join(names))}"
         if replaces and self.account:
             try:
-                reply = self.post(what, self.directory("newOrder"),
-                                  {**payload, "replaces": replaces})
-                return Order(self, location(reply), reply)
+                return self.place(what, {**payload, "replaces": replaces})
             except AcmeError as error:  # whatever it has against that, it must not stop the order
                 if not error.status or error.retry_after is not None:
                     raise
                 self.log(str(error))
-        return self.place(what, payload)
+        return self.place_known(what, payload)
 
     def place(self, what: str, payload: dict) -> "Order":
         """Place an order. what: as in fetch()."""
+        self.log("Creating new order...")
+        reply = self.post(what, self.directory("newOrder"), payload)
+        self.log("Order created!")
+        return Order(self, location(reply), reply)
+
+    def place_known(self, what: str, payload: dict) -> "Order":
+        """Place an order; register first if the CA does not know the account. what: as in
+        fetch()."""
         for known in (self.account is not None, False):
             if not self.account:
                 self.register()
-            self.log("Creating new order...")
             try:
-                reply = self.post(what, self.directory("newOrder"), payload)
-                break
+                return self.place(what, payload)
             except AcmeError as error:
                 # Servers word an unknown account in many ways; to register again does no harm
                 if not known or error.status not in (400, 401, 403, 404, 500) or error.type not in (
                         "", "accountDoesNotExist", "malformed", "unauthorized", "serverInternal"):
                     raise
                 self.account = None
-        self.log("Order created!")
-        return Order(self, location(reply), reply)
 
     def resume(self, url: str) -> "Order":
         """The order with this URL, which an earlier run placed. Raises AcmeError, with a status if
@@ -836,7 +843,6 @@ class Client:
         if not self.account:
             self.register()
         return Order(self, url, self.post("asking for the order", url))
-
 
     def renewal_window(self, data: bytes) -> tuple:
         """(begin, end, explanation's URL or "", seconds until it may be asked for again or None):
@@ -1071,12 +1077,30 @@ class Order:
 
 
 # ---- Solvers ------------------------------------------------------------------------------------
-# Put in place what proves that a name is ours: this one writes files in the challenge folder, and
-# talks http to the web server that serves them.
-#
-# A solver has three methods. task(name, challenge, account): what must be made true for this
-# challenge (a dict of RFC 8555 section 8) of a Client's account, or None if it is not its kind;
-# present(tasks): make it true; remove(): take it away, called at every end.
+# Put in place what proves that a name is ours: these by http. HttpFiles writes files in the
+# challenge folder, and talks http to the web server that serves them.
+
+
+class Solver:
+    """What proves names of one kind. This one has nothing to put in place, nor to take away.
+
+    paths, records: the files, and the records in DNS, that are there, or may be.
+    """
+    paths = records = ()
+
+    def ready(self, names: list, account: Client):
+        """Called before an order for names is placed for a Client's account. Raises AcmeError if it
+        would be in vain."""
+
+    def task(self, name: str, challenge: dict, account: Client):
+        """What must be made true for a challenge (a dict of RFC 8555 section 8) of an account, or
+        None if it is not of its kind. Raises AcmeError."""
+
+    def present(self, tasks: list):
+        """Make it true. Raises AcmeError, OSError."""
+
+    def remove(self):
+        """Take it away: called at every end."""
 
 
 def token_of(name: str, challenge: dict) -> str:
@@ -1089,13 +1113,12 @@ def token_of(name: str, challenge: dict) -> str:
     return token
 
 
-class HttpFiles:
+class HttpFiles(Solver):
     """Solves http-01 (RFC 8555 section 8.3) by files in a folder that a web server serves.
 
     check: is each file fetched as the CA will, before the CA is told ("no"; "warn": trouble is
     told what is wrong; "require": AcmeError); port: for that (int or str; None: 80); note(paths):
     called with the files before they are made; trouble(text): told of files that stay behind, too.
-    paths: the files that are there, or may be.
     """
 
     def __init__(self, folder: str, check: str = "no", port=None, note=lambda paths: None,
@@ -1140,19 +1163,13 @@ class HttpFiles:
                 self.trouble(f"cannot remove {path}: {error.strerror}")
 
 
-class Stateless:
+class Stateless(Solver):
     """Solves http-01 where the web server itself makes each answer: the token, which it is asked
     for, and the account's thumbprint."""
 
     def task(self, name: str, challenge: dict, account: Client) -> tuple:
         """The name, or None if it is not http-01."""
         return name if challenge.get("type") == "http-01" else None
-
-    def present(self, tasks: list):
-        """There is nothing to do."""
-
-    def remove(self):
-        """There is nothing to do."""
 
 
 def as_owner(folder: str, function, *args):

@@ -28,9 +28,10 @@ from collections import namedtuple
 try:
     sys.path.append(os.path.dirname(os.path.realpath(__file__)))  # python3 -I leaves it out
     from acme_tiny import (DEFAULT_DIRECTORY_URL, AccountKey, AcmeError, Client, HttpFiles,
-                           MacKey, OrderFailed, Stateless, ToolError, b64, is_address, key_kind,
-                           make_csr, name_text, openssl, parse_certificate, pem, printable,
-                           public_key, renewal_id, text_in, tls_context, token_of, utc)
+                           MacKey, OrderFailed, Solver, Stateless, ToolError, b64,
+                           first_certificate, is_address, key_kind, make_csr, name_text, openssl,
+                           parse_certificate, pem, printable, public_key, renewal_id, text_in,
+                           tls_context, token_of, utc)
 except ImportError:
     sys.exit("letsencrypt-tiny: copy acme_tiny.py beside this file, or use the single file")
 
@@ -662,8 +663,8 @@ def ca_may_want_renewal(config: Config, facts: Facts):
     """The Step that asks the CA when it wants the live certificate renewed (RFC 9773). There is a
     note of any earlier certificate if the CA tells that at all."""
     note, crt = facts.state.get("ari"), facts.live_crt
-    ours = note and note["directory"] == config.directory_url and fit(facts.live_key, crt) and (
-        facts.state.get("issued", {}).get(crt.leaf, note["directory"]) == note["directory"])
+    ours = note and fit(facts.live_key, crt) and (
+        note["directory"] == config.directory_url == giver(config, facts, crt))
     if ours and not blocked_until(config, facts):
         known = note["crt"] == crt.leaf and note["until"] <= facts.now + DAY + CLOCK_SECONDS
         return Step("watch", "ari", "it may change its mind", note["until"] * known, ("ari",))
@@ -671,13 +672,18 @@ def ca_may_want_renewal(config: Config, facts: Facts):
 
 def wrong_certificate(config: Config, facts: Facts, key: Key, crt: Crt) -> str:
     """Why a certificate must be replaced whatever the time, "" if it need not."""
-    giver = crt and facts.state.get("issued", {}).get(crt.leaf, config.directory_url)
+    source = giver(config, facts, crt) if crt else config.directory_url
     return next((why for wrong, why in (
         (crt is None, "there is none"),
         (not fit(key, crt), "there is none for this key"),
         (crt and set(crt.names) != set(config.domains), "it has other names"),
         (crt and crt.self_issued, "it was issued by itself, not by a CA"),
-        (giver != config.directory_url, f"it is from another CA ({giver})")) if wrong), "")
+        (source != config.directory_url, f"it is from another CA ({source})")) if wrong), "")
+
+
+def giver(config: Config, facts: Facts, crt: Crt) -> str:
+    """The directory of the CA that gave a certificate: of one that is not noted, today's."""
+    return facts.state.get("issued", {}).get(crt.leaf, config.directory_url)
 
 
 def renewal_time(config: Config, crt: Crt) -> float:
@@ -1261,8 +1267,8 @@ def look_at_services(config: Config, facts: Facts) -> list:
             only = asked == host and len(known) == 1
             where = service if only else f"{service} ({asked} {address})"
             try:
-                keys = keys_of_service(f"[{address}]:{port}", asked, protocol)
-                if facts.live_key.spki not in keys:
+                shown = keys_of_service(f"[{address}]:{port}", asked, protocol)
+                if facts.live_key.spki not in shown:  # which asks no longer than needed
                     problems.append(f"{where} uses another key than the live one")
             except (OSError, ValueError) as error:
                 problems.append(f"{where} cannot be reached: {reason(error)}")
@@ -1277,16 +1283,16 @@ def names_of_service(config: Config, name: str, host: str) -> list:
     return [host for prefix, host in map(tlsa_parts, config.tlsa or ()) if prefix] or [""]
 
 
-def keys_of_service(where: str, name: str, protocol: str) -> set:
-    """The digests (as in TLSA 3 1 1) of the keys that a service shows to those who ask for a name:
-    it may have one of each kind. Some greet slowly, so it has 45 seconds. Raises ToolError,
+def keys_of_service(where: str, name: str, protocol: str):
+    """Yield the digests (as in TLSA 3 1 1) of the keys that a service shows to those who ask for a
+    name: it may have one of each kind. Some greet slowly, so it has 45 seconds. Raises ToolError,
     ValueError."""
     args = ["-servername", name] if name else ["-noservername"]
     if protocol:
         args += ["-starttls", protocol]
         # By which name to greet: the domain, or ours instead of mail.example.com
         args += ["-name", name if "xmpp" in protocol else os.uname().nodename]
-    keys = set()
+    any_shown, failure = False, ValueError("it shows no certificate")
     for kind in ("ECDSA+SHA256:ECDSA+SHA384:ECDSA+SHA512",
                  "RSA-PSS+SHA256:RSA+SHA256:RSA+SHA384:RSA+SHA512"):
         try:
@@ -1294,11 +1300,10 @@ def keys_of_service(where: str, name: str, protocol: str) -> set:
         except ToolError as error:  # it may hang up after its certificate, for it wants ours
             shown, failure = error.output, error
         if b"BEGIN CERT" in shown:  # without -showcerts one certificate, the leaf
-            der = pem(shown.decode("ascii", "replace"))[0][1]
-            keys.add(sha256(parse_certificate(der).spki))
-    if not keys:
+            any_shown = True
+            yield sha256(parse_certificate(first_certificate(shown)).spki)
+    if not any_shown:
         raise failure
-    return keys
 
 
 # ---- Hooks: runs them ---------------------------------------------------------------------------
@@ -1349,9 +1354,6 @@ def run_hook(line: Line, staged: bool, name: str, *args: str):
 
 # ---- Proofs by DNS: asks the network, runs the challenge hook -----------------------------------
 
-# Solvers, as acme_tiny.py has them for http
-
-
 def texts(records: list) -> list:
     """The texts of TXT records (list of bytes; RFC 1035 section 3.3.14)."""
     found = []
@@ -1369,11 +1371,11 @@ def base_name(name: str) -> str:
     return name[2:] if name.startswith("*.") else name
 
 
-class DnsHook:
+class DnsHook(Solver):
     """Solves dns-01 (RFC 8555 section 8.4) by a program with the interface of dehydrated's hooks.
 
     note(records): called with the records before they are made; trouble(text): told what is wrong;
-    staged: is a key staged. records: [[name, token, value]] that are there, or may be.
+    staged: is a key staged. records: of [name, token, value] each.
     """
 
     def __init__(self, line: Line, staged: bool, note, trouble):
@@ -1411,15 +1413,16 @@ class DnsHook:
     def missing(self) -> list:
         """Where the records are missing (list of str), at all of the zone's own servers."""
         wrong = []
-        for name, _, value in self.records:
+        for name in dict.fromkeys(name for name, *_ in self.records):  # a wildcard has that of all
+            wanted = [value for some, _, value in self.records if some == name]
             for server, owner, answer in dns_trace(
                     self.line.config, f"_acme-challenge.{name}", TXT):
                 if not isinstance(answer, Answer):
                     wrong.append(reason(answer))
                     continue
                 end, _, found = dns_follow(answer, owner, TXT)
-                if end == owner and value not in texts(found):
-                    wrong.append(f"{owner}: {server} shows no TXT record {value}")
+                wrong += [f"{owner}: {server} shows no TXT record {value}" for value in wanted
+                          if end == owner and value not in texts(found)]
         return list(dict.fromkeys(wrong))
 
     def remove(self):
@@ -1432,12 +1435,21 @@ class DnsHook:
                 self.trouble(reason(error))
 
 
-class DnsPersist:
+class DnsPersist(Solver):
     """Solves dns-persist-01 (draft-ietf-acme-dns-persist, -01 and -02) by TXT records that stay,
     and name the account: it only looks whether they are there."""
 
     def __init__(self, config: Config):
         self.config = config
+
+    def ready(self, names: list, account: Client):
+        """Raise AcmeError if a record is not there, as far as the CA's directory tells by which
+        names it issues."""
+        if not account.account:
+            account.register()
+        issuers = persist_issuers(account)
+        for name in names if issuers else ():
+            self.look(name, account, issuers)
 
     def task(self, name: str, challenge: dict, account: Client) -> str:
         """The name, or None if it is not dns-persist-01. Raises AcmeError, which names the record,
@@ -1460,12 +1472,6 @@ class DnsPersist:
             raise AcmeError(f"{owner} cannot be looked up: {reason(error)}")
         if not any(persists(text, issuers, uris, name.startswith("*.")) for text in found):
             raise AcmeError(f"publish first: {persist_record(account, name, issuers[0])}")
-
-    def present(self, tasks: list):
-        """There is nothing to do."""
-
-    def remove(self):
-        """There is nothing to do: the records stay."""
 
 
 def persist_uris(account: Client, name: str) -> list:
@@ -1636,15 +1642,15 @@ def make_key(file: str, kind: str, bits: int = None, like: str = None, made: flo
                made=made)
 
 
-def lock(file: str, seconds: float = 0) -> int:
-    """A descriptor that holds a lock, waited for so long, until it is closed. Who cannot open the
-    file (0600) cannot hold it. Raises Problem (status 75), OSError."""
+def lock(file: str, seconds: float = 0):
+    """An open file that holds a lock, waited for so long, until it is closed. Who cannot open it
+    (0600) cannot hold the lock. Raises Problem (status 75), OSError."""
     fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     end = time.monotonic() + seconds
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return fd
+            return open(fd)
         except BlockingIOError:
             if time.monotonic() >= end:
                 os.close(fd)
@@ -1659,14 +1665,11 @@ def make_account_key(config: Config):
     left = [temp for temp in (file + ".tmp", file + ".new.tmp") if os.path.lexists(temp)]
     if os.path.lexists(file) and not left:
         return
-    fd = lock(file + ".lock", LOCK_SECONDS)  # lines may share this key
-    try:
+    with lock(file + ".lock", LOCK_SECONDS):  # lines may share this key
         remove(config, left)
         if not os.path.lexists(file):
             say(f"Making account key {file}")
             make_key(file, "ec-p256")
-    finally:
-        os.close(fd)
 
 
 def remove(config: Config, files: list):
@@ -1799,7 +1802,7 @@ class Run:
     def ari_note(self, known: dict, text: bytes) -> dict:
         """The note of when the CA wants a certificate (PEM) renewed; None if it does not tell that.
         known: the note before."""
-        der, wait = pem(text.decode("ascii", "replace"))[0][1], None
+        der, wait = first_certificate(text), None
         note = {"crt": sha256(der), "directory": self.config.directory_url, "start": 0.0,
                 "end": 0.0, "when": 0.0, "url": ""}
         note = known if known and known["crt"] == note["crt"] else note
@@ -1937,7 +1940,7 @@ class Run:
                 self.note(order={**known, **note})
                 order = client.resume(known["url"])
             else:
-                self.look_for_records()
+                solver.ready(config.domains, client)
                 order = client.order(config.domains, config.profile, self.replaced(facts, what))
             text = order.obtain(csr, [solver], lambda url: self.note(order={**note, "url": url}),
                                 config.preferred_chain)
@@ -1953,7 +1956,8 @@ class Run:
             raise
         finally:
             self.believe_clock(facts)
-            self.notes.update(self.account_note(), **left_by(solver))
+            self.notes.update(self.account_note(), challenges=list(solver.paths) or None,
+                              records=list(solver.records) or None)
 
     def solver(self, facts: Facts):
         """What proves the names, as the config has it."""
@@ -1972,23 +1976,12 @@ class Run:
         return HttpFiles(config.challenge_dir, config.self_check,
                          note=lambda files: self.note(challenges=files), trouble=trouble)
 
-    def look_for_records(self):
-        """Before an order by dns-persist-01, raise AcmeError if a record is not there, as far as
-        the CA's directory tells by which names it issues."""
-        config = self.config
-        if config.challenge == "dns-persist-01":
-            if not self.client.account:
-                self.client.register()
-            issuers = persist_issuers(self.client)
-            for name in config.domains if issuers else ():
-                DnsPersist(config).look(name, self.client, issuers)
-
     def replaced(self, facts: Facts, what: str) -> str:
         """How to call the certificate that an order replaces, None if the CA does not know it."""
         crt, here = facts.live_crt, self.config.directory_url
         ours = crt and facts.state.get("issued", {}).get(crt.leaf) == here
         if what == "live" and ours and self.client.directory("renewalInfo"):
-            return renewal_id(pem(read_file(self.line.live.crt).decode("ascii", "replace"))[0][1])
+            return renewal_id(first_certificate(read_file(self.line.live.crt)))
 
     def install(self, facts: Facts, pair: Pair, crt: Crt, text: str):
         """Put a chain (PEM) that the CA sent in the place of a Crt, or of none. Raises OrderFailed
@@ -2114,37 +2107,25 @@ def settle_account_key(config: Config, log):
     file, new = config.account_key, config.account_key + ".new"
     if not os.path.lexists(new):
         return
-    fd = lock(file + ".lock", LOCK_SECONDS)
-    try:
+    with lock(file + ".lock", LOCK_SECONDS):
         if os.path.lexists(new):  # it was not just going on
             if new_client(config._replace(account_key=new), log).exists():
                 os.replace(new, file)
             else:
                 os.unlink(new)
             sync_folder(file)
-    finally:
-        os.close(fd)
 
 
 def change_account_key(config: Config, client: Client):
     """Give the account another key, which is on disk before the CA is told. Raises AcmeError,
     OSError, Problem."""
     file, new = config.account_key, config.account_key + ".new"
-    fd = lock(file + ".lock", LOCK_SECONDS)
-    try:
+    with lock(file + ".lock", LOCK_SECONDS):
         make_key(new, "ec-p256", like=file)
         client.change_key(AccountKey(new))
         os.replace(new, file)
         sync_folder(file)
-    finally:
-        os.close(fd)
     say(f"{file} is the account's new key")
-
-
-def left_by(solver) -> dict:
-    """The notes of what a solver may have left behind."""
-    return {"challenges": getattr(solver, "paths", None) or None,
-            "records": getattr(solver, "records", None) or None}
 
 
 def since_when(look: Look, known: dict, begin: float) -> dict:
@@ -2286,8 +2267,7 @@ def act(config: Config, args, force: str, clients: dict) -> int:
                          (config.challenge_dir, 0o755)) if init else ():
         if folder:
             make_folder(folder, mode)
-    fd = lock(line.lock)
-    try:
+    with lock(line.lock):
         check_claims(line, os.path.lexists(line.staging.key))
         clean_up(line)
         run = Run(line, args.hooks, force, lambda text: args.verbose and emit(2, text), clients)
@@ -2300,8 +2280,6 @@ def act(config: Config, args, force: str, clients: dict) -> int:
         if init and run.done and not status:
             tell_next(line)
         return status
-    finally:
-        os.close(fd)
 
 
 def make_first_key(run: Run):
@@ -2471,7 +2449,7 @@ def revoke(config: Config, args) -> int:
     line, compromised = Line(config), args.reason == "keycompromise"
     file = args.file or line.live.crt
     try:
-        der = pem((read_file(file) or b"").decode("ascii", "replace"))[0][1]
+        der = first_certificate(read_file(file) or b"")
         spki = sha256(parse_certificate(der).spki)
     except ValueError as error:
         raise Problem(f"{file} is no certificate: {error}")
