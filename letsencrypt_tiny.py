@@ -1206,6 +1206,8 @@ def judge_row(config: Config, facts: Facts, look: Look, server: str, owner: str,
         look.found[f"{owner} {server}"] = None
         return False
     there, _, data = dns_follow(answer, owner, A if end else TLSA)
+    if there != owner:  # caches may have where it led before, whatever was found there
+        look.found[f"{owner} {server} {there}"] = True
     if end and data and there != end:
         look.wrong.append(f"{owner}: {server} says that it is at {there}, not at {end}")
     if not end and (server == "the resolver" or there == owner):  # else its end is asked for, too
