@@ -1826,22 +1826,12 @@ class Run:
 
     def look_at_dns(self, facts: Facts) -> list:
         """Note which keys DNS shows, and since when."""
-        look, now, keys = look_at_dns(self.config, facts), time.time() + self.ahead, keys_of(facts)
-        before = facts.state.get("dns", {"keys": None, "ttl": -1, "until": 0, "fits": []})
-        known = before["found"] if before["keys"] == keys and past(facts, before) else {}
+        look, now = look_at_dns(self.config, facts), time.time() + self.ahead
         begin = now if self.looks.get("clock") == [] else 0  # no time starts by another clock
-        found = since_when(look, known, begin)
-        ttl, until = before["ttl"], before["until"]
-        if until and not past(facts, before):  # by a clock that was wrong: as long, but from now
-            until = now + max(0, until - before["at"])
-        if 0 <= look.ttl < ttl:  # records without a key may have been given out until it was found
-            until = max(until, (seen_since(self.config, facts) or now) + 2 * ttl)
-        fits = before["fits"] if look.foreign else [
-            key for key in must_hold(self.config, facts) if key == keys[0] or not look.wrong]
-        self.looks.update(ttl=[] if look.ttl >= 0 else look.wrong, fit=look.foreign)
-        self.note(dns={"keys": keys, "asked": asked(self.config), "found": found, "until": until,
-                       "ttl": look.ttl if look.ttl >= 0 else ttl, "fits": fits, "at": now,
-                       "wrong": look.wrong, "outage": look.outage})
+        unseen = [place for place, good in look.found.items()
+                  if good is None and not place.endswith(" the resolver")]
+        self.looks.update(ttl=[] if look.ttl >= 0 else look.wrong, fit=look.foreign, unseen=unseen)
+        self.note(dns=dns_note(self.config, facts, look, now, begin))
         return look.wrong
 
     def look_at_served(self, facts: Facts) -> list:
@@ -1893,6 +1883,11 @@ class Run:
     def do_hook(self, facts: Facts, what: str):
         """Run a hook, and note that it is done. Raises Problem."""
         self.done.add(("hook", what, facts.live_key.spki))
+        if what == "post-keychange" and facts.looks.get("unseen"):
+            # What it mends there unseen, caches may hold: for twice the TTL after its end
+            dns = facts.state["dns"]
+            until = time.time() + self.ahead + self.config.hook_timeout + 2 * max(0, dns["ttl"])
+            self.note(dns={**dns, "until": max(dns["until"], until)})
         run_hook(self.line, has_pair(facts), what)
         if what == "post-certchange":  # which may edit the file
             self.note(certchange=sha256(read_file(self.line.live.crt) or b""))
@@ -2128,6 +2123,23 @@ def change_account_key(config: Config, client: Client):
         os.replace(new, file)
         sync_folder(file)
     say(f"{file} is the account's new key")
+
+
+def dns_note(config: Config, facts: Facts, look: Look, now: float, begin: float) -> dict:
+    """The note of a Look at a time (seconds since 1970); begin: as of since_when()."""
+    keys = keys_of(facts)
+    before = facts.state.get("dns", {"keys": None, "ttl": -1, "until": 0, "fits": []})
+    known = before["found"] if before["keys"] == keys and past(facts, before) else {}
+    ttl, until = before["ttl"], before["until"]
+    if until and not past(facts, before):  # by a clock that was wrong: as long, but from now
+        until = now + max(0, until - before["at"])
+    if 0 <= look.ttl < ttl:  # records without a key may have been given out until it was found
+        until = max(until, (seen_since(config, facts) or now) + 2 * ttl)
+    fits = before["fits"] if look.foreign else [
+        key for key in must_hold(config, facts) if key == keys[0] or not look.wrong]
+    return {"keys": keys, "asked": asked(config), "found": since_when(look, known, begin),
+            "until": until, "ttl": look.ttl if look.ttl >= 0 else ttl, "fits": fits, "at": now,
+            "wrong": look.wrong, "outage": look.outage}
 
 
 def since_when(look: Look, known: dict, begin: float) -> dict:
