@@ -90,11 +90,11 @@ def printable(text, limit: int = 500) -> str:
     return shown if len(text) <= end else shown + (" ..." if urls else "...")
 
 
-def utc(seconds: float) -> str:
-    """Seconds since 1970 as a text such as 2026-11-23 06:32 UTC; what lies outside of the years 1
-    to 9999 as the first or last minute of them."""
+def utc(seconds: float, form: str = "%Y-%m-%d %H:%M UTC") -> str:
+    """Seconds since 1970 as a text such as 2026-11-23 06:32 UTC, or of another form; what lies
+    outside of the years 1 to 9999 as the first or last minute of them."""
     known = max(-62135596800, min(seconds, 253402300799))
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(known))
+    return time.strftime(form, time.gmtime(known))
 
 
 # ---- DER, PEM, keys, certificates ---------------------------------------------------------------
@@ -794,16 +794,20 @@ class Client:
             return False
         return True
 
+    def check_profile(self, profile: str = None):
+        """Raise AcmeError if the CA does not offer a profile (draft-ietf-acme-profiles)."""
+        offered = self.meta().get("profiles")
+        if profile and (not isinstance(offered, dict) or profile not in offered):
+            offered = ", ".join(offered) if isinstance(offered, dict) else "none"
+            raise AcmeError(f"the CA has no profile {profile}; it offers: {printable(offered)}")
+
     def order(self, names: list, profile: str = None, replaces: str = None) -> "Order":
         """Place an order for these names and addresses (7.4, RFC 8738), by a profile of the CA's
         (draft-ietf-acme-profiles), as what replaces a certificate (its renewal_id())."""
         payload = {"identifiers": [{"type": "ip" if is_address(name) else "dns", "value": name}
                                    for name in names]}
-        offered = self.meta().get("profiles") if profile else None
-        if profile and (not isinstance(offered, dict) or profile not in offered):
-            offered = ", ".join(offered) if isinstance(offered, dict) else "none"
-            raise AcmeError(f"the CA has no profile {profile}; it offers: {printable(offered)}")
         if profile:
+            self.check_profile(profile)
             payload["profile"] = profile
         what = f"ordering for {printable(', '.join(names))}"
         if replaces and self.account:
@@ -1208,10 +1212,10 @@ def unlink(path: str):
         os.unlink(path)
 
 
-def self_check(url: str, text: str, seconds: float) -> str:
+def self_check(url: str, text: str, seconds: float, name: str = "") -> str:
     """Fetch what must be this text from an http URL as a CA does (RFC 8555 section 8.3): redirects
-    followed without a look at TLS certificates, no proxy. "", or what is wrong, after so many
-    seconds and one more at the latest."""
+    followed without a look at TLS certificates, no proxy. name: whose page it is, if the URL has an
+    address. "", or what is wrong, after so many seconds and one more at the latest."""
     import socket, ssl, urllib.request as web
     from urllib.parse import urlsplit
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -1222,12 +1226,16 @@ def self_check(url: str, text: str, seconds: float) -> str:
                     web.HTTPDefaultErrorHandler()):
         opener.add_handler(handler)
 
+    request = web.Request(url)
+    if name:
+        request.add_unredirected_header("Host", f"[{name}]" if ":" in name else name)
+
     def look():
         host = urlsplit(url).hostname
         known = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
         address = " ".join(dict.fromkeys(info[4][0] for info in known))
         try:
-            with opener.open(url, timeout=seconds) as answer:
+            with opener.open(request, timeout=seconds) as answer:
                 body = answer.read(1000).decode("utf-8", "replace").strip()
         except Exception as error:  # whatever a strange answer makes Python raise
             return f"{address}: {printable(str(error) or type(error).__name__)}"

@@ -28,10 +28,10 @@ from collections import namedtuple
 try:
     sys.path.append(os.path.dirname(os.path.realpath(__file__)))  # python3 -I leaves it out
     from acme_tiny import (DEFAULT_DIRECTORY_URL, AccountKey, AcmeError, Client, HttpFiles,
-                           MacKey, OrderFailed, Solver, Stateless, ToolError, b64,
+                           MacKey, OrderFailed, Solver, Stateless, ToolError, UNBOUND, b64,
                            first_certificate, is_address, key_kind, make_csr, name_text, openssl,
-                           parse_certificate, pem, printable, public_key, renewal_id, text_in,
-                           tls_context, token_of, utc)
+                           parse_certificate, pem, printable, public_key, renewal_id, self_check,
+                           text_in, tls_context, token_of, utc)
 except ImportError:
     sys.exit("letsencrypt-tiny: copy acme_tiny.py beside this file, or use the single file")
 
@@ -87,6 +87,22 @@ def emit(fd: int, text: str):
             data = data[os.write(fd, data[:4096]):]
     except OSError:
         deaf.add(fd)
+
+
+def protocol_log(verbose: bool):
+    """A function that tells a step of the protocol on stderr, with the seconds since the one
+    before; unless verbose only at what there is to wait for, and to a terminal."""
+    before = [time.monotonic()]
+
+    def log(text):
+        now = time.monotonic()
+        if verbose:
+            emit(2, f"{text} ({now - before[0]:.2f} s)")
+        elif text.startswith(("Verifying", "Signing", "Waiting")) and os.isatty(2):
+            emit(2, text)
+        before[0] = now
+
+    return log
 
 
 def say(text: str):
@@ -312,6 +328,14 @@ def check_config(config: Config) -> Config:
     return config
 
 
+def check_edited(config: Config):
+    """Raise Problem (status 2) if Let's Encrypt is to be asked for names that are there for
+    examples only (RFC 2606): the config is a sample."""
+    for name in config.domains if "letsencrypt.org/" in config.directory_url else ():
+        if re.search(r"(\A|\.)example(\.(org|com|net))?\Z", name):
+            raise Problem(f"domains: {name} is only an example: write the names of your server", 2)
+
+
 def check_owner(what: str, file: str):
     """As root, refuse a file (absolute path) that others could change, or a folder or link on the
     way to it. what: its key in the config. Raises Problem."""
@@ -339,9 +363,9 @@ def check_owner(what: str, file: str):
 Key = namedtuple("Key", "spki kind bits made sha512", defaults=("",))
 # not_before, not_after: seconds since 1970; spki: its leaf's, "" if it is no certificate; sha256:
 # of the file; leaf: SHA-256 of the leaf; issuer: its name; self_issued: is that its own; made: the
-# time of its file; chain: how many certificates there are
-Crt = namedtuple("Crt", "names not_before not_after spki sha256 leaf issuer self_issued made chain",
-                 defaults=("", "", False, 0, 2))
+# time of its file; chain: how many certificates there are; serial: in hex
+Crt = namedtuple("Crt", "names not_before not_after spki sha256 leaf issuer self_issued made chain "
+                        "serial", defaults=("", "", False, 0, 2, ""))
 # state: the notes; now: seconds since 1970 by the CA's clock once it was asked; clock: by ours;
 # force: what is done though it is not due (init, renew, new-key, now); hooks: may they run; done,
 # failed: what this run did, and could not do (sets of tuples); looks: what it found (need -> list
@@ -420,7 +444,8 @@ def read_crt(file: str):
         leaf = parse_certificate(found[0])
         return Crt(tuple(leaf.names), leaf.not_before, leaf.not_after, sha256(leaf.spki),
                    sha256(data), sha256(found[0]), name_text(leaf.issuer),
-                   leaf.issuer == leaf.subject, os.stat(file).st_mtime, len(found))
+                   leaf.issuer == leaf.subject, os.stat(file).st_mtime, len(found),
+                   leaf.serial.hex())
     except (ValueError, IndexError):
         return Crt((), 0, 0, "", sha256(data))
 
@@ -541,10 +566,16 @@ def found(config: Config, facts: Facts, need: str):
         return [] if blocked or "clock" in facts.looks else None
     if need == "clock" and blocked and "clock" not in facts.looks:
         return blocked
-    if need == "fit" and (("fit", "") in facts.done or facts.live_key.spki in facts.state.get(
-            "dns", {"fits": []})["fits"]):
+    if need == "fit" and (("fit", "") in facts.done or known_to_fit(config, facts)):
         return []
     return facts.looks.get(need)
+
+
+def known_to_fit(config: Config, facts: Facts) -> bool:
+    """Did DNS have the live key when it was last looked at? As long as it was not live then, this
+    says nothing of names that are new since."""
+    dns, spki = facts.state.get("dns", {"fits": []}), facts.live_key.spki
+    return spki in dns["fits"] and (dns["asked"] == asked(config) or dns["keys"][0] == spki)
 
 
 def option(config: Config, key: str):
@@ -904,13 +935,13 @@ def text_of(config: Config, step: Step, facts: Facts) -> str:
 
 # ---- DNS and services: asks the network, writes nothing -----------------------------------------
 
-A, NS, CNAME, SOA, TXT, AAAA, TLSA = 1, 2, 5, 6, 16, 28, 52
-RECORDS = {A: "A", NS: "NS", SOA: "SOA", TXT: "TXT", AAAA: "AAAA", TLSA: "TLSA"}
+A, NS, CNAME, SOA, MX, TXT, AAAA, TLSA = 1, 2, 5, 6, 15, 16, 28, 52
+RECORDS = {A: "A", NS: "NS", SOA: "SOA", MX: "MX", TXT: "TXT", AAAA: "AAAA", TLSA: "TLSA"}
 # Flags of questions: RD with AD (RFC 6840 section 5.7), RD with CD, none for a zone's own servers
 VALIDATED, ANY, OWN = b"\x01\x20", b"\x01\x10", b"\0\0"
 DNS_SECONDS = 2  # to connect to a server, and again for all of its answer
 # authentic: AD; authoritative: AA; records, authority: [(owner, type, TTL in seconds, data)], where
-# data is bytes, or a name (str) for NS and CNAME
+# data is bytes, or a name (str) for NS, CNAME and MX
 Answer = namedtuple("Answer", "code authentic authoritative records authority")
 # wrong: what keeps the keys from being published for all; outage: what of it keeps clients away
 # from services now; found: {place: are the keys on disk there? None: no answer}; ttl: the largest
@@ -952,7 +983,10 @@ def dns_parse(message: bytes) -> Answer:
                                for i, j in ((0, 2), (4, 8), (8, 10))]
             ttl = 0 if ttl >> 31 else ttl  # RFC 2181 section 8
             at += 10 + size
-            data = dns_name(message, at - size)[0] if kind in (NS, CNAME) else message[at - size:at]
+            start = at - size + (2 if kind == MX else 0)  # its preference
+            data = message[start:at]
+            if kind in (NS, CNAME, MX):
+                data = dns_name(message, start)[0]
             parts[-1].append((owner, kind, ttl, data))
     if at > len(message):
         raise ValueError("a DNS answer is cut short")
@@ -1377,12 +1411,13 @@ class DnsHook(Solver):
     """Solves dns-01 (RFC 8555 section 8.4) by a program with the interface of dehydrated's hooks.
 
     note(records): called with the records before they are made; trouble(text): told what is wrong;
-    staged: is a key staged. records: of [name, token, value] each.
+    log(text): told what there is to wait for; staged: is a key staged. records: of [name, token,
+    value] each.
     """
 
-    def __init__(self, line: Line, staged: bool, note, trouble):
+    def __init__(self, line: Line, staged: bool, note=None, trouble=None, log=None):
         self.line, self.staged, self.note, self.trouble = line, staged, note, trouble
-        self.records = []
+        self.log, self.records = log, []
 
     def task(self, name: str, challenge: dict, account: Client) -> list:
         """[name, token, value of its TXT record], or None if it is not dns-01. Raises AcmeError."""
@@ -1405,6 +1440,8 @@ class DnsHook(Solver):
                 raise ToolError(str(problem))
         seconds = self.line.config.propagation_seconds
         end, wrong = time.monotonic() + seconds, self.missing()
+        if wrong:
+            self.log(f"Waiting until all servers show the TXT records, {seconds:g} s at most...")
         while wrong and time.monotonic() < end:
             time.sleep(min(2, max(0, end - time.monotonic())))
             wrong = self.missing()
@@ -1698,7 +1735,7 @@ def clean_up(line: Line):
         solver.remove()
         update_state(line, challenges=None)
     if records:
-        solver = DnsHook(line, False, None, lambda text: complain(config.file, text))
+        solver = DnsHook(line, False, trouble=lambda text: complain(config.file, text))
         solver.records = records
         solver.remove()
         update_state(line, records=solver.records or None)
@@ -1969,7 +2006,7 @@ class Run:
             return DnsPersist(config)
         if config.challenge == "dns-01":
             return DnsHook(self.line, has_pair(facts), lambda records: self.note(records=records),
-                           trouble)
+                           trouble, self.log)
         return HttpFiles(config.challenge_dir, config.self_check,
                          note=lambda files: self.note(challenges=files), trouble=trouble)
 
@@ -2057,11 +2094,9 @@ class Run:
         """Tell what is held back, and by what. Returns the exit status. Raises OSError."""
         for topic, text, status in troubles(self.config, facts, plan):
             self.tell(text, facts, topic, status)
-        skew = self.client and self.client.skew or 0
-        if abs(skew) > CLOCK_SECONDS and "clock" not in self.told:
-            days, way = round(abs(skew) / DAY, 2), "behind" if skew > 0 else "ahead"
-            self.tell(f"your clock is {days:g} days {way} (the CA's says "
-                      f"{utc(time.time() + skew)})", facts, "skew", 0)
+        skewed = skew_words(self.client and self.client.skew)
+        if skewed and "clock" not in self.told:
+            self.tell(skewed, facts, "skew", 0)
         self.tell_news(facts, plan)
         retry, undone = facts.state.get("retry"), [step for step, *_ in plan.held] + [*self.failed]
         if retry and not retry["server"] and "request" not in {step[0] for step in undone}:
@@ -2086,6 +2121,14 @@ class Run:
                 say(f"{text_of(config, step, facts)}, {utc(step.when)}")
         if self.force == "new-key" and facts.staging_key and not staged:
             say(f"'{config.staging}' is staged already; {next_words(config, facts, plan)}")
+
+
+def skew_words(skew: float) -> str:
+    """How far our clock is off, if the CA's is ahead by so many seconds, "" if that is little."""
+    if abs(skew or 0) <= CLOCK_SECONDS:
+        return ""
+    days, way = round(abs(skew) / DAY, 2), "behind" if skew > 0 else "ahead"
+    return f"your clock is {days:g} days {way} (the CA's says {utc(time.time() + skew)})"
 
 
 def new_client(config: Config, log) -> Client:
@@ -2202,22 +2245,42 @@ def held_by_dns(config: Config, facts: Facts, text: str) -> tuple:
 def check_machine(config: Config, hooks: bool, init: bool):
     """Raise Problem unless openssl, the folders (for init: what is there of them), the CA bundle
     and the hooks (if they may run) can be used, and be changed by nobody else. Raises OSError."""
+    for function, *args in machine_checks(config, hooks, init):
+        function(*args)
+
+
+def machine_checks(config: Config, hooks: bool, init: bool) -> list:
+    """What check_machine() calls: [(function, its arguments)]."""
+    return [
+        (check_openssl,),
+        *[(check_hook, name, option(config, name)) for name in (
+            "challenge-hook", "post-certchange", "post-keychange")[:3 if hooks else 1]],
+        *[(check_folder, name, option(config, name), init) for name in (
+            "account-key", "certs", "keys", "backups", "challenge-dir") if option(config, name)],
+        *[(check_secret, "eab-hmac-key", file) for file in [config.eab_hmac_key] if file],
+        *[(check_bundle, file, init) for file in [config.ca_bundle] if file]]
+
+
+def check_openssl():
+    """Raise Problem unless openssl is where programs are looked for."""
     if not any(os.access(os.path.join(folder, "openssl"), os.X_OK)
                for folder in os.environ["PATH"].split(":")):
         raise Problem("there is no openssl in PATH: install it")
-    for name in ("challenge-hook", "post-certchange", "post-keychange")[:3 if hooks else 1]:
-        check_hook(name, option(config, name))
-    for name in "account-key", "certs", "keys", "backups", "challenge-dir":
-        if option(config, name):
-            check_folder(name, option(config, name), init)
-    if config.eab_hmac_key:
-        check_owner("eab-hmac-key", config.eab_hmac_key)
-        if os.stat(config.eab_hmac_key).st_mode & 0o007:
-            raise Problem(f"eab-hmac-key: {config.eab_hmac_key} can be read by others: chmod 600")
-    if config.ca_bundle:
-        check_owner("ca-bundle", config.ca_bundle)
-    if config.ca_bundle and init:  # else it is loaded when it is needed, for that takes its time
-        tls_context(config.ca_bundle)
+
+
+def check_secret(name: str, file: str):
+    """Raise Problem if others can read or change a file (name: its key in the config); OSError."""
+    check_owner(name, file)
+    if os.stat(file).st_mode & 0o007:
+        raise Problem(f"{name}: {file} can be read by others: chmod 600")
+
+
+def check_bundle(file: str, init: bool):
+    """Raise Problem unless the CA bundle is safe; ToolError if (for init) it cannot be loaded: else
+    that is done when it is needed, for it takes its time."""
+    check_owner("ca-bundle", file)
+    if init:
+        tls_context(file)
 
 
 def check_folder(name: str, file: str, init: bool):
@@ -2275,6 +2338,8 @@ def act(config: Config, args, force: str, clients: dict) -> int:
     """init, renew and cron. args: of the command line; force: as in Facts; clients: as of Run.
     Returns the exit status. Raises Problem, OSError."""
     line, init = Line(config), force == "init"
+    if force:
+        check_edited(config)
     check_machine(config, args.hooks, init)
     for folder, mode in ((config.certs, 0o755), (config.keys, 0o710), (config.backups, 0o700),
                          (os.path.dirname(config.account_key), 0o700),
@@ -2284,7 +2349,7 @@ def act(config: Config, args, force: str, clients: dict) -> int:
     with lock(line.lock):
         check_claims(line, os.path.lexists(line.staging.key))
         clean_up(line)
-        run = Run(line, args.hooks, force, lambda text: args.verbose and emit(2, text), clients)
+        run = Run(line, args.hooks, force, protocol_log(args.verbose), clients)
         if init and not os.path.lexists(line.live.key):
             make_first_key(run)
         if init and args.now:
@@ -2309,6 +2374,8 @@ def make_first_key(run: Run):
 def tell_next(line: Line):
     """Tell, at the end of init, what is there and what to do next. Raises OSError."""
     crt = read_crt(line.live.crt)
+    if not line.config.post_certchange:
+        say("Services are not reloaded when the certificate changes: there is no post-certchange")
     if fit(read_key(line.live.key), crt):
         chain = ", without its chain" if crt.chain == 1 else ""
         say(f"{line.live.crt} is there until {utc(crt.not_after)}{chain}. Next: let services use "
@@ -2337,29 +2404,79 @@ def next_words(config: Config, facts: Facts, plan: Plan, nothing: str = "") -> s
     return f"{nothing}{text_of(config, first, facts)}, {utc(first.when)}"
 
 
-def status(config: Config) -> int:
-    """Tell what is there and what comes next. Returns 1 if something is overdue or failed, else 0.
-    Raises Problem, OSError."""
+def status(config: Config, args) -> int:
+    """Tell what is there and what comes next, --json as an object. Returns 1 if something is
+    overdue or failed, else 0. Raises Problem, OSError."""
     run, now = Run(Line(config), True), time.time()
     state = read_state(run.line)
     run.looks.update({name: state[name]["wrong"] for name in ("dns", "served") if name in state},
                      clock=[], ttl=[], fit=[], ari=[])
     facts = run.facts()
     plan = decide(config, facts)
-    lines = [f"{config.file}: {' '.join(config.domains)}"]
-    for pair, key, crt in ((run.line.live, facts.live_key, facts.live_crt),
-                           (run.line.staging, facts.staging_key, facts.staging_crt)):
-        lines += pair_words(facts, pair, key, crt) if key else []
-    wanted = facts.live_crt and wanted_time(config, facts)
-    lines += [f"the CA wants '{config.live}' renewed {utc(wanted)}"] if wanted else []
     wrong = troubles(config, facts, plan)
-    lines += note_words(config, facts) + [text for _, text, _ in wrong]
-    say("\n  ".join(lines + [f"next: {next_words(config, facts, plan)}"]))
     # What cron will do tonight is not yet overdue
     crt, step = facts.live_crt, plan.step
     grace = min(1.5 * DAY, (crt.not_after - crt.not_before) / 10) if crt else 0
     late = step and step.verb != "look" and now - step.when > grace
-    return int(bool(late) or any(exit_status for *_, exit_status in wrong))
+    result = int(bool(late) or any(exit_status for *_, exit_status in wrong))
+    if args.json:
+        say(json.dumps(status_object(config, facts, plan, [text for _, text, _ in wrong], result)))
+    else:
+        say("\n  ".join(status_words(config, facts, plan) + [text for _, text, _ in wrong] + [
+            f"next: {next_words(config, facts, plan)}"]))
+    return result
+
+
+def status_words(config: Config, facts: Facts, plan: Plan) -> list:
+    """What there is of a line, for people."""
+    lines, line = [f"{config.file}: {' '.join(config.domains)}"], Line(config)
+    for pair, key, crt in ((line.live, facts.live_key, facts.live_crt),
+                           (line.staging, facts.staging_key, facts.staging_crt)):
+        lines += pair_words(facts, pair, key, crt) if key else []
+    wanted = facts.live_crt and wanted_time(config, facts)
+    lines += [f"the CA wants '{config.live}' renewed {utc(wanted)}"] if wanted else []
+    return lines + note_words(config, facts)
+
+
+def status_object(config: Config, facts: Facts, plan: Plan, problems: list, result: int) -> dict:
+    """What there is of a line, for programs: examples/status.md describes it."""
+    line, state = Line(config), facts.state
+    retry = state.get("retry") if blocked_until(config, facts) else None
+    steps = [*([plan.step] if plan.step else []), *[step for step, *_ in plan.held], *plan.later]
+    return {
+        "config": config.file, "version": __version__, "status": result, "problems": problems,
+        "domains": config.domains, "directory_url": config.directory_url,
+        "live": pair_object(line.live, facts.live_key, facts.live_crt),
+        "staging": pair_object(line.staging, facts.staging_key, facts.staging_crt),
+        "published": iso(published_since(facts)),
+        "seen_in_dns": iso(seen_since(config, facts)) if config.tlsa else None,
+        "renewal_wanted": iso(wanted_time(config, facts)) if facts.live_crt else None,
+        "hooks_owed": [step.what for step in hooks_owed(config, facts)],
+        "evidence": {name: {"looked_at": iso(note["at"]), "wrong": note["wrong"]}
+                     for name, note in sorted(state.items()) if name in ("dns", "served")
+                     and option(config, name if name == "served" else "tlsa")},
+        "last_failure": retry and {"error": retry["error"], "next_request": iso(retry["after"])},
+        "held": [{"step": text_of(config, step, facts), "why": step.why, "wrong": wrong}
+                 for step, _, wrong in plan.held],
+        "next": [{"step": text_of(config, step, facts), "why": step.why,
+                  "when": iso(max(step.when, facts.now))}
+                 for step in sorted(steps, key=lambda step: step.when)]}
+
+
+def pair_object(pair: Pair, key: Key, crt: Crt):
+    """What there is of a pair, for programs; None if there is no key."""
+    return key and {
+        "key": {"path": pair.key, "type": key.kind, "bits": key.bits, "made": iso(key.made),
+                "spki_sha256": key.spki},
+        "certificate": {
+            "path": pair.crt, "names": crt.names, "issuer": crt.issuer, "serial": crt.serial,
+            "not_before": iso(crt.not_before), "not_after": iso(crt.not_after),
+            "fits_key": fit(key, crt)} if crt else None}
+
+
+def iso(seconds: float):
+    """Seconds since 1970 as a text such as 2026-11-23T06:32:00Z (ISO 8601); of None, None."""
+    return None if seconds is None else utc(seconds, "%Y-%m-%dT%H:%M:%SZ")
 
 
 def pair_words(facts: Facts, pair: Pair, key: Key, crt: Crt) -> list:
@@ -2372,17 +2489,21 @@ def pair_words(facts: Facts, pair: Pair, key: Key, crt: Crt) -> list:
             f"{pair.key}", f"'{pair.name}' certificate: {until}: {pair.crt}"]
 
 
+def hooks_owed(config: Config, facts: Facts) -> list:
+    """The Steps that run a hook, or will, once they may."""
+    return [step for step in (services_lack_certificate(config, facts),
+                              dns_lacks_keys(config, facts)) if step]
+
+
 def note_words(config: Config, facts: Facts) -> list:
     """What earlier runs noted, for people."""
     lines = [f"'{config.staging}' is {what} since {utc(since)}" for what, since in (
         ("published", published_since(facts)),
         ("seen in DNS", config.tlsa and seen_since(config, facts))) if since and has_pair(facts)]
-    owed = [rule(config, facts) for rule in (services_lack_certificate, dns_lacks_keys)]
-    retry = facts.state.get("retry")
+    owed, retry = hooks_owed(config, facts), facts.state.get("retry")
     lines += [f"last failure: {retry['error']}; next request from {utc(retry['after'])}"] if (
         retry and (blocked_until(config, facts) or is_about(config, facts, retry))) else []
-    lines += [f"hooks owed: {', '.join(step.what for step in filter(None, owed))}"] if any(
-        owed) else []
+    lines += [f"hooks owed: {', '.join(step.what for step in owed)}"] if owed else []
     for name, wanted in ("dns", config.tlsa), ("served", config.served):
         if wanted and name in facts.state:
             note = facts.state[name]
@@ -2398,7 +2519,9 @@ def tlsa(config: Config, args) -> int:
     if not config.tlsa:
         raise Problem("tlsa is not set: it names the records, such as _25._tcp.mx.example.org", 2)
     if args.check:
-        return check_tlsa(config, facts)
+        problems = tlsa_problems(config, facts)
+        say("\n".join(problems) or "DNS holds what it must")
+        return 1 if problems else 0
     names = list(dict.fromkeys(tlsa_owner(config, name) + "." for name in config.tlsa))
     keys, ttl = must_hold(config, facts), args.ttl
     lines = [f"{name} {ttl} IN TLSA 3 1 1 {key}" for name in names for key in keys]
@@ -2418,7 +2541,7 @@ def account(config: Config, args) -> int:
     or end it. Returns the exit status. Raises Problem, AcmeError, OSError."""
     check_machine(config, False, True)
     make_folder(os.path.dirname(config.account_key), 0o700)
-    client = Run(Line(config), log=lambda text: args.verbose and emit(2, text)).open_client()
+    client = Run(Line(config), log=protocol_log(args.verbose)).open_client()
     client.register()
     if args.new_key:
         change_account_key(config, client)
@@ -2491,16 +2614,120 @@ def key_file(config: Config, spki: str) -> str:
     return ""
 
 
-def check_tlsa(config: Config, facts: Facts) -> int:
-    """Tell what is wrong with the records in DNS. Returns the exit status. Raises OSError."""
+def tlsa_problems(config: Config, facts: Facts) -> list:
+    """What is wrong with the records in DNS. Raises OSError."""
     look = look_at_dns(config, facts)
     problems = look.wrong + look.brittle + [
         f"{record} fits no key of this line" for record in look.stale]
     if 2 * look.ttl > config.staging_hours * HOUR:
         problems.append(f"the records' TTL is {look.ttl} s: a new key waits for twice that, longer "
                         "than staging-hours")
-    say("\n".join(problems) or "DNS holds what it must")
+    return problems
+
+
+def check(config: Config, args) -> int:
+    """Tell what is wrong, as far as that can be known before a certificate is asked for. Makes
+    nothing but a file in challenge-dir, which is removed again. Returns the exit status."""
+    problems = []
+    for part, *more in [(check_edited, config), *machine_checks(config, True, True),
+                        *[(part, config) for part in (
+                            check_line, check_ca, check_port_80, check_dns_proof, check_dane,
+                            check_mail)]]:
+        try:
+            problems += part(*more) or ()
+        except (Problem, ValueError, OSError) as error:
+            problems.append(reason(error))
+    say("\n".join(dict.fromkeys(problems)) or "Nothing is wrong")
     return 1 if problems else 0
+
+
+def check_line(config: Config):
+    """Raise Problem if the line's files cannot be used, OSError."""
+    line = Line(config)
+    if os.path.isdir(config.certs):
+        check_claims(line, True)
+    if os.path.lexists(line.live.key):
+        Run(line).facts()
+
+
+def check_ca(config: Config) -> list:
+    """What is wrong with the CA, as far as it is asked without an account. Tells where its terms
+    are. Raises AcmeError, OSError."""
+    client = Client(config.directory_url, None, ca_bundle=config.ca_bundle, proxy=config.proxy)
+    client.ask_nonce()
+    client.check_profile(config.profile)
+    terms = text_in(client.meta(), "termsOfService") or "none"
+    say(f"The CA answers. init agrees to its terms of service in your name: {printable(terms)}")
+    unbound = client.meta().get("externalAccountRequired") is True and not (
+        config.eab_kid or os.path.lexists(config.account_key))
+    return list(filter(None, [UNBOUND if unbound else "", skew_words(client.skew)]))
+
+
+def check_port_80(config: Config) -> list:
+    """What is wrong with the ways to challenge-dir: a file of its own there is fetched from each
+    address of each name (RFC 8555 section 8.3). Raises ToolError."""
+    problems, token = [], b64(os.urandom(24))
+    text, solver = token, Stateless()
+    if config.challenge == "http-01":
+        solver = HttpFiles(config.challenge_dir, trouble=problems.append)
+    elif config.challenge == "stateless" and os.path.lexists(config.account_key):
+        text = f"{token}.{AccountKey(config.account_key).thumbprint}"
+    else:
+        return []
+    try:
+        solver.present([("", token, text)])
+        for name in config.domains:
+            problems += [f"{name}: {wrong}: port 80 of each address must lead to "
+                         f"{config.challenge_dir or 'the lines that account prints'}"
+                         for wrong in wrong_addresses(name, token, text)]
+    finally:
+        solver.remove()
+    return problems
+
+
+def wrong_addresses(name: str, token: str, text: str) -> list:
+    """Which addresses of a name do not show a text in the place of a challenge's, and why."""
+    import socket
+    try:
+        known = socket.getaddrinfo(name, 80, type=socket.SOCK_STREAM)
+    except OSError as error:
+        return [f"it has no address ({error})"]
+    hosts = [f"[{address}]" if ":" in address else address
+             for address in dict.fromkeys(info[4][0] for info in known)]
+    found = [self_check(f"http://{host}/.well-known/acme-challenge/{token}", text, 5, name)
+             for host in hosts]
+    return list(filter(None, found))
+
+
+def check_dns_proof(config: Config) -> list:
+    """What is wrong with the zones in which TXT records prove names."""
+    return [] if config.challenge != "dns-01" else [
+        reason(answer) for name in config.domains
+        for _, _, answer in dns_trace(config, f"_acme-challenge.{base_name(name)}", TXT)
+        if not isinstance(answer, Answer)]
+
+
+def check_dane(config: Config) -> list:
+    """What is wrong with the records that `tlsa` names, and with services. Raises Problem,
+    OSError."""
+    line = Line(config)
+    if not os.path.lexists(line.live.key):
+        return [reason(answer) for name in config.tlsa or () for _, _, answer, _ in tlsa_rows(
+            config, name) if not isinstance(answer, Answer)]
+    facts = Run(line).facts()
+    return (tlsa_problems(config, facts) if config.tlsa else []) + (
+        look_at_services(config, facts) if config.served and facts.live_crt else [])
+
+
+def check_mail(config: Config) -> list:
+    """Which hosts of ours that mail goes to are not in `tlsa`, where others are. Raises ValueError,
+    OSError."""
+    mail = [(name, host) for name in map(base_name, config.domains if config.tlsa else ())
+            if not is_address(name)
+            for host in dns_follow(dns_find(config, name, MX)[1], name, MX)[2]]
+    return [f"mail for {name} goes to {host}, but tlsa does not name _25._tcp.{host}"
+            for name, host in mail
+            if host in config.domains and f"_25._tcp.{host}" not in tlsa_names(config)]
 
 
 def run_line(file: str, args, force: str, clients: dict) -> int:
@@ -2513,15 +2740,20 @@ def run_line(file: str, args, force: str, clients: dict) -> int:
         if args.command == "tlsa":
             return tlsa(config, args)
         if args.command == "status":
-            return status(config)
-        if args.command in ("account", "revoke"):
-            return {"account": account, "revoke": revoke}[args.command](config, args)
+            return status(config, args)
+        if args.command in ("account", "revoke", "check"):
+            return {"account": account, "revoke": revoke, "check": check}[args.command](config,
+                                                                                        args)
         if getattr(args, "dry_run", False):
             return show(config, args.hooks, force)
         return act(config, args, force, clients)
     except (Problem, AcmeError, OSError) as error:
         complain(file, reason(error))
-        return error.status if isinstance(error, Problem) else 1
+        result = error.status if isinstance(error, Problem) else 1
+        if args.command == "status" and args.json:
+            say(json.dumps({"config": file, "version": __version__, "status": result,
+                            "problems": [reason(error)]}))
+        return result
 
 
 def stop(number: int, _):
@@ -2549,13 +2781,14 @@ def prepare():
 
 
 COMMANDS = {  # name -> its options besides -c and -v, what it does, an example
+    "check": ("", "tell what is wrong, before the CA is asked for anything", "check"),
     "init": ("hooks now", "make folders, account key, live key and certificate; once, by hand",
              "init -k"),
     "renew": ("hooks dry-run new-key now", "obtain new certificates now; with --new-key a new "
               "private key, which is staged", "renew -k"),
     "cron": ("hooks dry-run", "do whatever is due, silent when nothing is; daily", "cron -k"),
-    "status": ("hooks", "tell what is there and what comes next; exit status 1 if something is "
-               "overdue or failed", "status"),
+    "status": ("hooks json", "tell what is there and what comes next; exit status 1 if something "
+               "is overdue or failed", "status"),
     "tlsa": ("hooks json nsupdate check", "tell the TLSA records that DNS must hold, as lines "
              "of a zone file", "tlsa --check"),
     "account": ("new-key deactivate", "tell the account's URL, and what web servers and DNS may "
@@ -2569,6 +2802,7 @@ FLAGS = {"hooks": "run the hooks", "dry-run": "tell what would be done first, an
          "new-key": "stage a new private key instead", "account new-key": "give it another key",
          "deactivate": "end the account, for good",
          "now": "make the key live without waiting for DNS", "json": "tell the records as JSON",
+         "status json": "tell it as a JSON object, for programs",
          "nsupdate": "tell the records as commands for nsupdate",
          "check": "compare DNS with them; exit status 1 if it differs"}
 SHORT = {"hooks": ["-k"], "dry-run": ["-n"], "verbose": ["-v"]}
