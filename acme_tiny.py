@@ -1238,7 +1238,7 @@ def self_check(url: str, text: str, seconds: float, name: str = "") -> str:
             with opener.open(request, timeout=seconds) as answer:
                 body = answer.read(1000).decode("utf-8", "replace").strip()
         except Exception as error:  # whatever a strange answer makes Python raise
-            return f"{address}: {printable(str(error) or type(error).__name__)}"
+            return f"{address}: {printable(str(error).strip('<>') or type(error).__name__)}"
         return "" if body == text else f"{address}: it is another text"
 
     try:

@@ -445,7 +445,7 @@ def read_crt(file: str):
         return Crt(tuple(leaf.names), leaf.not_before, leaf.not_after, sha256(leaf.spki),
                    sha256(data), sha256(found[0]), name_text(leaf.issuer),
                    leaf.issuer == leaf.subject, os.stat(file).st_mtime, len(found),
-                   leaf.serial.hex())
+                   leaf.serial.lstrip(b"\0").hex())
     except (ValueError, IndexError):
         return Crt((), 0, 0, "", sha256(data))
 
@@ -2420,7 +2420,9 @@ def status(config: Config, args) -> int:
     late = step and step.verb != "look" and now - step.when > grace
     result = int(bool(late) or any(exit_status for *_, exit_status in wrong))
     if args.json:
-        say(json.dumps(status_object(config, facts, plan, [text for _, text, _ in wrong], result)))
+        problems = [text for _, text, _ in wrong]
+        problems += [f"overdue: {next_words(config, facts, plan)}"] if late else []
+        say(json.dumps(status_object(config, facts, plan, problems, result)))
     else:
         say("\n  ".join(status_words(config, facts, plan) + [text for _, text, _ in wrong] + [
             f"next: {next_words(config, facts, plan)}"]))
