@@ -359,6 +359,13 @@ def b64(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
+def unb64(text: str) -> bytes:
+    """The data in a base64url text, with or without padding. Raises ValueError."""
+    import base64
+    text = text.strip().rstrip("=")
+    return base64.b64decode(text + "=" * (-len(text) % 4), "-_", True)
+
+
 def jwk_of(spki: bytes) -> tuple:
     """(algorithm, JWK) for a public key in DER (RFC 7518 sections 3.1, 6.2.1, 6.3.1; RFC 7517).
     Raises ValueError."""
@@ -426,10 +433,8 @@ class MacKey:
     alg = "HS256"
 
     def __init__(self, kid: str, mac: str):
-        import base64
         try:
-            mac = mac.strip().rstrip("=")
-            self.kid, self.mac = kid, base64.b64decode(mac + "=" * (-len(mac) % 4), "-_", True)
+            self.kid, self.mac = kid, unb64(mac)
         except ValueError:
             raise AcmeError("the MAC key of the external account is no base64url text")
 
@@ -848,6 +853,18 @@ class Client:
             self.register()
         return Order(self, url, self.post("asking for the order", url))
 
+    def obtain(self, names: list, csr: bytes, solver: "Solver", known: str = None,
+               finalizing=lambda url: None, profile: str = None, replaces: str = None,
+               issuer: str = None) -> tuple:
+        """(chain (PEM), the order's URL) for names: by the order at the URL known, which an earlier
+        run placed, or by a new one. For the rest see order() and Order.obtain()."""
+        if known:
+            order = self.resume(known)
+        else:
+            solver.ready(names, self)
+            order = self.order(names, profile, replaces)
+        return order.obtain(csr, [solver], finalizing, issuer), order.url
+
     def renewal_window(self, data: bytes) -> tuple:
         """(begin, end, explanation's URL or "", seconds until it may be asked for again or None):
         when the CA suggests that a certificate (DER) be renewed (RFC 9773 section 4)."""
@@ -1101,7 +1118,10 @@ class Solver:
         None if it is not of its kind. Raises AcmeError."""
 
     def present(self, tasks: list):
-        """Make it true. Raises AcmeError, OSError."""
+        """Make it true, and see whether the CA will find it so. Raises AcmeError, OSError."""
+
+    def put(self, tasks: list):
+        """The part of present() that changes something. Raises OSError."""
 
     def remove(self):
         """Take it away: called at every end."""
@@ -1139,6 +1159,20 @@ class HttpFiles(Solver):
 
     def present(self, tasks: list):
         """Write the files for tasks, and check them. Raises ToolError, AcmeError."""
+        self.put(tasks)
+        end, port = time.monotonic() + CHECK_SECONDS, f":{self.port}" if self.port else ""
+        for name, token, text in tasks if self.check != "no" else ():
+            host = f"[{name}]" if ":" in name else name
+            url = f"http://{host}{port}/.well-known/acme-challenge/{token}"
+            wrong = self_check(url, text, max(1, end - time.monotonic()))
+            if wrong:
+                wrong = f"Wrote file to {self.folder}/{token}, but couldn't download {url}: {wrong}"
+                if self.check == "require":
+                    raise AcmeError(wrong)
+                self.trouble(wrong)
+
+    def put(self, tasks: list):
+        """Write the files for tasks. Raises ToolError."""
         self.paths = paths = [os.path.join(self.folder, token) for _, token, _ in tasks]
         self.note(list(paths))
         try:
@@ -1146,16 +1180,6 @@ class HttpFiles(Solver):
                 as_owner(self.folder, write_anew, path, text)
         except OSError as error:
             raise ToolError(f"cannot write the challenge file {path}: {error.strerror}")
-        end, port = time.monotonic() + CHECK_SECONDS, f":{self.port}" if self.port else ""
-        for path, (name, token, text) in zip(paths, tasks if self.check != "no" else ()):
-            host = f"[{name}]" if ":" in name else name
-            url = f"http://{host}{port}/.well-known/acme-challenge/{token}"
-            wrong = self_check(url, text, max(1, end - time.monotonic()))
-            if wrong:
-                wrong = f"Wrote file to {path}, but couldn't download {url}: {wrong}"
-                if self.check == "require":
-                    raise AcmeError(wrong)
-                self.trouble(wrong)
 
     def remove(self):
         """Remove the files; what cannot be removed is only told, and stays in .paths."""

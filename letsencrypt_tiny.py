@@ -1431,6 +1431,20 @@ class DnsHook(Solver):
     def present(self, tasks: list):
         """Have the records made, and wait until all servers show them, for so long. Raises
         OSError."""
+        self.put(tasks)
+        seconds = self.line.config.propagation_seconds
+        end, wrong = time.monotonic() + seconds, self.missing(tasks)
+        if wrong:
+            self.log(f"Waiting until all servers show the TXT records, {seconds:g} s at most...")
+        while wrong and time.monotonic() < end:
+            time.sleep(min(2, max(0, end - time.monotonic())))
+            wrong = self.missing(tasks)
+        if wrong:
+            self.trouble(f"warning: after {seconds:g} seconds not all TXT records are there: "
+                         f"{'; '.join(wrong)}")
+
+    def put(self, tasks: list):
+        """Have the records made. Raises OSError."""
         self.records = list(tasks)
         self.note(self.records)
         for task in tasks:
@@ -1438,22 +1452,12 @@ class DnsHook(Solver):
                 run_hook(self.line, self.staged, "challenge-hook", "deploy_challenge", *task)
             except Problem as problem:
                 raise ToolError(str(problem))
-        seconds = self.line.config.propagation_seconds
-        end, wrong = time.monotonic() + seconds, self.missing()
-        if wrong:
-            self.log(f"Waiting until all servers show the TXT records, {seconds:g} s at most...")
-        while wrong and time.monotonic() < end:
-            time.sleep(min(2, max(0, end - time.monotonic())))
-            wrong = self.missing()
-        if wrong:
-            self.trouble(f"warning: after {seconds:g} seconds not all TXT records are there: "
-                         f"{'; '.join(wrong)}")
 
-    def missing(self) -> list:
+    def missing(self, tasks: list) -> list:
         """Where the records are missing (list of str), at all of the zone's own servers."""
         wrong = []
-        for name in dict.fromkeys(name for name, *_ in self.records):  # a wildcard has that of all
-            wanted = [value for some, _, value in self.records if some == name]
+        for name in dict.fromkeys(name for name, *_ in tasks):  # a wildcard has that of all
+            wanted = [value for some, _, value in tasks if some == name]
             for server, owner, answer in dns_trace(
                     self.line.config, f"_acme-challenge.{name}", TXT):
                 if not isinstance(answer, Answer):
@@ -1549,6 +1553,19 @@ def persists(text: str, issuers: list, uris: list, wildcard: bool) -> bool:
             and tags.get("accounturi") in uris
             and re.match(r"[0-9]{1,15}\Z", until) and int(until) > time.time()
             and (not wildcard or tags.get("policy", "").lower() == "wildcard"))
+
+
+def solver_of(config: Config, staged: bool, note, trouble, log) -> Solver:
+    """What proves the names, as the config has it. note(**notes): called with the notes of what it
+    will make; the rest as of DnsHook."""
+    if config.challenge == "stateless":
+        return Stateless()
+    if config.challenge == "dns-persist-01":
+        return DnsPersist(config)
+    if config.challenge == "dns-01":
+        return DnsHook(Line(config), staged, lambda records: note(records=records), trouble, log)
+    return HttpFiles(config.challenge_dir, config.self_check,
+                     note=lambda files: note(challenges=files), trouble=trouble)
 
 
 # ---- Files: the only code that writes -----------------------------------------------------------
@@ -1961,25 +1978,21 @@ class Run:
         (RFC 8555 section 7.4). Raises AcmeError, OSError."""
         config, pair = self.config, getattr(self.line, what)
         key, crt = (facts.live_key, facts.live_crt) if what == "live" else facts[2:4]
-        note = {"key": key.spki, "names": config.domains, "directory": config.directory_url,
-                "crt": crt.leaf if crt else ""}
-        known = facts.state.get("order", {"tries": 0})
-        again = {**known, **note} == known and known["tries"] < 3
-        note["tries"] = known["tries"] + 1 if again else 0
+        note, known = self.order_note(facts, key, crt)
         client, csr = self.open_client(), make_csr(pair.key, config.domains)
         saved = back_up(self.line, pair.crt) if crt else ""  # without room nothing is ordered
-        solver = self.solver(facts)
+        solver = solver_of(
+            config, has_pair(facts), self.note,
+            lambda text: complain(config.file, text), self.log)
         try:
-            if again:
-                self.note(order={**known, **note})
-                order = client.resume(known["url"])
-            else:
-                solver.ready(config.domains, client)
-                order = client.order(config.domains, config.profile, self.replaced(facts, what))
-            text = order.obtain(csr, [solver], lambda url: self.note(order={**note, "url": url}),
-                                config.preferred_chain)
+            if known:
+                self.note(order={**note, "url": known})
+            text, url = client.obtain(
+                config.domains, csr, solver, known,
+                lambda url: self.note(order={**note, "url": url}), config.profile,
+                self.replaced(facts, what), config.preferred_chain)
             # If it cannot be installed, that is not the CA's fault: it is downloaded until it can
-            self.notes["order"] = {**note, "url": order.url, "tries": 0}
+            self.notes["order"] = {**note, "url": url, "tries": 0}
             self.install(facts, pair, crt, text)
             if what == "live" and client.directory("renewalInfo"):
                 self.notes["ari"] = self.ari_note(None, text.encode())
@@ -1993,22 +2006,15 @@ class Run:
             self.notes.update(self.account_note(), challenges=list(solver.paths) or None,
                               records=list(solver.records) or None)
 
-    def solver(self, facts: Facts):
-        """What proves the names, as the config has it."""
-        config = self.config
-
-        def trouble(text):
-            complain(config.file, text)
-
-        if config.challenge == "stateless":
-            return Stateless()
-        if config.challenge == "dns-persist-01":
-            return DnsPersist(config)
-        if config.challenge == "dns-01":
-            return DnsHook(self.line, has_pair(facts), lambda records: self.note(records=records),
-                           trouble, self.log)
-        return HttpFiles(config.challenge_dir, config.self_check,
-                         note=lambda files: self.note(challenges=files), trouble=trouble)
+    def order_note(self, facts: Facts, key: Key, crt: Crt) -> tuple:
+        """(note of the order for a key, in the place of a Crt or of none; URL of such a one that an
+        earlier run left, or None)."""
+        note = {"key": key.spki, "names": self.config.domains,
+                "directory": self.config.directory_url, "crt": crt.leaf if crt else ""}
+        known = facts.state.get("order", {"tries": 0})
+        again = {**known, **note} == known and known["tries"] < 3
+        note["tries"] = known["tries"] + 1 if again else 0
+        return note, known["url"] if again else None
 
     def replaced(self, facts: Facts, what: str) -> str:
         """How to call the certificate that an order replaces, None if the CA does not know it."""
