@@ -654,6 +654,11 @@ def problem_text(problem) -> str:
     return printable(": ".join(printable(p) for p in parts if p), 2000) or "no reason given"
 
 
+def identifiers(names: list) -> list:
+    """Names and addresses as an order has them (section 7.1.3, RFC 8738 section 4)."""
+    return [{"type": "ip" if is_address(name) else "dns", "value": name} for name in names]
+
+
 def location(reply: Reply) -> str:
     """The Location header: the URL of an account or order (sections 7.3, 7.4). Raises
     AcmeError."""
@@ -809,8 +814,7 @@ class Client:
     def order(self, names: list, profile: str = None, replaces: str = None) -> "Order":
         """Place an order for these names and addresses (7.4, RFC 8738), by a profile of the CA's
         (draft-ietf-acme-profiles), as what replaces a certificate (its renewal_id())."""
-        payload = {"identifiers": [{"type": "ip" if is_address(name) else "dns", "value": name}
-                                   for name in names]}
+        payload = {"identifiers": identifiers(names)}
         if profile:
             self.check_profile(profile)
             payload["profile"] = profile
@@ -865,12 +869,12 @@ class Client:
             order = self.order(names, profile, replaces)
         return order.obtain(csr, [solver], finalizing, issuer), order.url
 
-    def renewal_window(self, data: bytes) -> tuple:
-        """(begin, end, explanation's URL or "", seconds until it may be asked for again or None):
-        when the CA suggests that a certificate (DER) be renewed (RFC 9773 section 4)."""
+    def renewal_window(self, data: bytes) -> dict:
+        """When the CA suggests that a certificate (DER) be renewed (RFC 9773 section 4): begin,
+        end, url of an explanation or "", wait: seconds until it may be asked again."""
         reply = self.fetch("asking when to renew", "/".join(
             [self.directory("renewalInfo").rstrip("/"), renewal_id(data)]))
-        found = parse_json(reply, suggestedWindow=dict)
+        found, wait = parse_json(reply, suggestedWindow=dict), retry_after(reply.headers)
         try:
             begin, end = [rfc3339(text_in(found["suggestedWindow"], name))
                           for name in ("start", "end")]
@@ -878,7 +882,8 @@ class Client:
             raise AcmeError(f"the CA's answer names no window for a renewal: {error}", 0)
         if end <= begin:
             raise AcmeError("the CA's window for a renewal ends before it begins", 0)
-        return begin, end, text_in(found, "explanationURL"), retry_after(reply.headers)
+        return {"begin": begin, "end": end, "url": text_in(found, "explanationURL"),
+                "wait": 6 * 3600 if wait is None else wait}
 
     def revoke(self, data: bytes, reason: int):
         """Revoke a certificate (DER), for a reason (RFC 5280 section 5.3.1), by the account, or,

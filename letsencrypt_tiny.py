@@ -19,6 +19,7 @@
 #     DNS       what resolvers, servers and services show       network, writes nothing
 #     hooks     run what the administrator wrote                other programs
 #     proofs    of names, by DNS                                network, hooks
+#     child     what talks to the network, as another user      the other process
 #     files     the only code that writes                       files
 #     run       does it, one method a verb                      all of the above
 #     commands  the command line                                terminal, signals
@@ -29,9 +30,10 @@ try:
     sys.path.append(os.path.dirname(os.path.realpath(__file__)))  # python3 -I leaves it out
     from acme_tiny import (DEFAULT_DIRECTORY_URL, AccountKey, AcmeError, Client, HttpFiles,
                            MacKey, OrderFailed, Solver, Stateless, ToolError, UNBOUND, b64,
-                           first_certificate, is_address, key_kind, make_csr, name_text, openssl,
-                           parse_certificate, pem, printable, public_key, renewal_id, self_check,
-                           text_in, tls_context, token_of, utc)
+                           check_chain, first_certificate, identifiers, is_address, key_kind,
+                           make_csr, name_text, openssl, parse_certificate, parse_csr, pem,
+                           printable, public_key, renewal_id, self_check, text_in, tls_context,
+                           token_of, unb64, utc, within)
 except ImportError:
     sys.exit("letsencrypt-tiny: copy acme_tiny.py beside this file, or use the single file")
 
@@ -76,9 +78,11 @@ deaf = set()  # file descriptors that nobody reads
 
 
 def emit(fd: int, text: str):
-    """Write a line to a file descriptor; a closed, full or stuck one never stops us."""
+    """Write lines to a file descriptor, fit for a terminal whatever is in them; a closed, full or
+    stuck one never stops us."""
     import select
-    data, poll = (text + "\n").encode("utf-8", "backslashreplace"), select.poll()
+    lines, poll = [printable(line, 10**6) for line in f"{text}\n".split("\n")], select.poll()
+    data = "\n".join(lines).encode("utf-8", "backslashreplace")
     poll.register(fd, select.POLLOUT)
     try:
         while data and fd not in deaf:
@@ -226,6 +230,7 @@ OPTIONS = (  # key, default (... if it is required), what is expected, reader
     ("proxy", None, "an http URL such as http://proxy.example.org:3128 (Python cannot talk TLS to "
      "a proxy)", matching("http://[!-~]+")),
     ("self-check", "warn", "no, warn or require", matching("no|warn|require")),
+    ("run-as", None, "a user's name", matching("[A-Za-z0-9_.][A-Za-z0-9_.-]*")),
     ("standby", "no", "yes or no", matching("yes|no")),
     ("tlsa", None, "names such as _25._tcp.mx.example.org",
      matching(r"(_(?P<port>[0-9]{1,5})\._(tcp|udp|sctp)|_(?![0-9]+\.|[^.]+\._)[A-Za-z0-9_-]{1,62})"
@@ -1342,6 +1347,45 @@ def keys_of_service(where: str, name: str, protocol: str):
         raise failure
 
 
+def wrong_addresses(config: Config, name: str, token: str, text: str) -> list:
+    """Which addresses of a name do not show a text in the place of a challenge's, and why."""
+    import socket
+    try:
+        known = socket.getaddrinfo(name, 80, type=socket.SOCK_STREAM)
+    except OSError as error:
+        return [f"it has no address ({error})"]
+    hosts = [f"[{address}]" if ":" in address else address
+             for address in dict.fromkeys(info[4][0] for info in known)]
+    found = [self_check(f"http://{host}/.well-known/acme-challenge/{token}", text, 5, name)
+             for host in hosts]
+    return list(filter(None, found))
+
+
+def look_at_zones(config: Config) -> list:
+    """What is wrong with the zones in which TXT records prove names."""
+    return [] if config.challenge != "dns-01" else [
+        reason(answer) for name in config.domains
+        for _, _, answer in dns_trace(config, f"_acme-challenge.{base_name(name)}", TXT)
+        if not isinstance(answer, Answer)]
+
+
+def look_at_mail(config: Config) -> list:
+    """Which hosts of ours that mail goes to are not in `tlsa`, where others are. Raises ValueError,
+    OSError."""
+    mail = [(name, host) for name in map(base_name, config.domains if config.tlsa else ())
+            if not is_address(name)
+            for host in dns_follow(dns_find(config, name, MX)[1], name, MX)[2]]
+    return [f"mail for {name} goes to {host}, but tlsa does not name _25._tcp.{host}"
+            for name, host in mail
+            if host in config.domains and f"_25._tcp.{host}" not in tlsa_names(config)]
+
+
+def look_at_names(config: Config) -> list:
+    """What keeps the records at the names of `tlsa` from being seen, whichever they are."""
+    return [reason(answer) for name in config.tlsa or () for _, _, answer, _ in tlsa_rows(
+        config, name) if not isinstance(answer, Answer)]
+
+
 # ---- Hooks: runs them ---------------------------------------------------------------------------
 
 
@@ -1566,6 +1610,284 @@ def solver_of(config: Config, staged: bool, note, trouble, log) -> Solver:
         return DnsHook(Line(config), staged, lambda records: note(records=records), trouble, log)
     return HttpFiles(config.challenge_dir, config.self_check,
                      note=lambda files: note(challenges=files), trouble=trouble)
+
+
+# ---- Child: the rooms above, as far as they talk to the network, with the rights of run-as ------
+# With run-as they work in a process of that user's, which sees no private key, and asks this one
+# for what it lacks by JSON lines. What it returns is looked at again, and what it wants signed must
+# be part of the present request.
+
+LINE_BYTES, CALL_SECONDS, MESSAGES = 4000000, 1000, 5000
+LOOK = {"wrong": [""], "outage": [""], "found": {"": None}, "ttl": 0.0, "foreign": [""],
+        "stale": [""], "brittle": [""]}
+OUTSIDE = {function.__name__: (function, shape) for function, shape in (
+    (look_at_dns, LOOK), (look_at_services, [""]), (tlsa_owner, ""), (wrong_addresses, [""]),
+    (look_at_zones, [""]), (look_at_mail, [""]), (look_at_names, [""]))}
+METHODS = {"ask_nonce": None, "directory": "", "meta": {}, "register": None, "exists": True,
+           "check_profile": None, "obtain": {"chain": "", "url": ""}, "revoke": None,
+           "deactivate": None, "change_key": None,
+           "renewal_window": {"begin": 0.0, "end": 0.0, "url": "", "wait": 0}}
+children = {}  # user -> Pipe
+
+
+class Pipe:
+    """JSON lines from and to another process; bytes are {"bytes": base64url}. served: {name:
+    function} that it may call while it is waited for."""
+
+    def __init__(self, source, target, process=None):
+        self.source, self.target, self.process, self.served = source, target, process, {}
+
+    def send(self, **message):
+        """Send a message. Raises OSError."""
+        text = json.dumps(message, default=lambda thing: {"bytes": b64(thing)} if isinstance(
+            thing, bytes) else list(thing))
+        self.target.write(text.encode() + b"\n")
+        self.target.flush()
+
+    def receive(self) -> dict:
+        """The next message. Raises EOFError, ValueError, RecursionError."""
+        line = self.source.readline(LINE_BYTES)
+        if not line.endswith(b"\n"):
+            raise EOFError("it has ended")
+        return dict(json.loads(line, object_hook=lambda found: unb64(found["bytes"]) if list(
+            found) == ["bytes"] else found))
+
+    def call(self, name: str, *args, **served):
+        """What a function of the other process returns, or its error. Raises AcmeError if that
+        process itself fails."""
+        end, self.served = time.monotonic() + CALL_SECONDS, served
+        try:
+            self.send(call=name, args=args)
+            for _ in range(MESSAGES):
+                message = within(max(0.01, end - time.monotonic()), self.receive)
+                if "call" not in message:
+                    break
+                self.serve(message)
+            result, error = message.get("result"), "error" in message and error_of(message)
+        except Exception as failure:  # whatever a strange message makes Python raise
+            end_children()
+            raise AcmeError(f"the process that run-as is for failed: {failure}", 0)
+        if error:
+            raise error
+        return result
+
+    def serve(self, message: dict):
+        """Do what the other process calls for; send what comes of it. Raises OSError."""
+        try:
+            reply = {"result": self.served[message["call"]](*message["args"])}
+        except Exception as error:
+            reply = {name: getattr(error, name, None) for name in ("status", "type", "retry_after")}
+            reply.update(error=reason(error), kind=type(error).__name__)
+        self.send(**reply)
+
+
+def error_of(message: dict) -> Exception:
+    """The error in a message."""
+    kind = {"AcmeError": AcmeError, "OrderFailed": OrderFailed}.get(message["kind"])
+    if not kind:
+        return ToolError(printable(message["error"], 2000))
+    return kind(message["error"], *[
+        message[name] if isinstance(message[name], sort) else None
+        for name, sort in (("status", int), ("type", str), ("retry_after", int))])
+
+
+def child_of(config: Config) -> Pipe:
+    """The Pipe to the process of run-as, which is started if need be. Raises OSError."""
+    import subprocess
+    if config.run_as not in children:
+        env = {name: os.environ[name] for name in os.environ if name.lower() in (
+            "path", "ssl_cert_file", "ssl_cert_dir", "https_proxy", "no_proxy")}
+        process = subprocess.Popen(
+            [sys.executable, "-IS", os.path.abspath(__file__), "child", config.run_as], cwd="/",
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env,
+            start_new_session=True)
+        children[config.run_as] = Pipe(process.stdout, process.stdin, process)
+    return children[config.run_as]
+
+
+def end_children():
+    """End the processes of run-as."""
+    while children:
+        _, pipe = children.popitem()
+        with pipe.process as process:
+            process.kill()
+
+
+def believed(found, shape):
+    """What came from the other process, if it has this shape (as in STATE). Raises AcmeError."""
+    if not alike(found, shape):
+        raise AcmeError("the process that run-as is for answers nonsense", 0)
+    return found
+
+
+def outside(config: Config, function, *args):
+    """function(config, *args), one of OUTSIDE, where it may talk to the network. Raises its errors,
+    AcmeError."""
+    if not config.run_as:
+        return function(config, *args)
+    name = function.__name__
+    found = believed(child_of(config).call("outside", name, config, *args), OUTSIDE[name][1])
+    return Look(*[found[field] for field in Look._fields]) if isinstance(found, dict) else found
+
+
+class FarClient:
+    """As a Client, whose work is done in the process of run-as: METHODS. may: the members that a
+    signed payload may have (name -> list of values)."""
+
+    def __init__(self, config: Config, key: AccountKey, eab: MacKey, log):
+        self.config, self.key, self.eab, self.log, self.url = (
+            config, key, eab, log, config.directory_url)
+        self.contact, self.account, self.skew, self.may = config.contact, None, None, {}
+
+    def __getattr__(self, name: str):
+        return lambda *args: self.far(name, *args)
+
+    def far(self, name: str, *args, may: dict = None, **served):
+        """What a method of the Client there returns. served: as of Pipe. Raises its errors."""
+        self.may = {"termsOfServiceAgreed": [True], "onlyReturnExisting": [True],
+                    "contact": [self.contact], **(may or {})}
+        key = self.key and [self.key.alg, self.key.jwk, self.key.thumbprint]
+        return believed(child_of(self.config).call(
+            "client", self.config, self.contact, key, self.eab and self.eab.kid, self.account, name,
+            *args, sign=self.sign, mac=lambda data: self.sign_part(self.eab, self.key.jwk, data),
+            known=self.known, news=lambda text: say(printable(text)), log=self.log, **served),
+            METHODS[name])
+
+    def known(self, account: str, skew: float):
+        """Note what the other process knows by now."""
+        self.account = account if isinstance(account, str) else None
+        self.skew = skew if isinstance(skew, (int, float)) and abs(skew) < 1e11 else None
+
+    def sign(self, data: bytes) -> bytes:
+        """A signature by the account key, for what is part of this request. Raises AcmeError."""
+        text = unb64(data.decode().partition(".")[2]).decode()
+        members = dict(json.loads(text or "{}"))
+        # Written as we do: of a member that is there twice, who knows which one the CA takes?
+        if text not in ("", json.dumps(members)) or not all(
+                members[name] in self.may.get(name, ()) for name in members):
+            raise AcmeError(f"run-as: no part of this request: {printable(text)}")
+        return self.key.sign(data)
+
+    def sign_part(self, key, payload: dict, data: bytes) -> bytes:
+        """A signature by another key, for a JWS that is part of a payload. Raises AcmeError."""
+        protected, text = data.decode().split(".")
+        if json.loads(unb64(text)) != payload:
+            raise AcmeError(f"run-as: no part of this request: {printable(text)}")
+        made = key.sign(data)
+        part = {"protected": protected, "payload": text, "signature": b64(made)}
+        self.may.update({name: [part[name]] for name in part}, externalAccountBinding=[part])
+        return made
+
+    def obtain(self, names: list, csr: bytes, solver: Solver, known: str = None,
+               finalizing=lambda url: None, profile: str = None, replaces: str = None,
+               issuer: str = None) -> tuple:
+        """As of Client, but what is put in place for a challenge is made here, from its token."""
+        def put(tasks):
+            if solver.paths or solver.records or len(tasks) > len(names) or not all(
+                    name in map(base_name, names) for name, *_ in tasks):
+                raise AcmeError("run-as: this request needs no such challenge")
+            solver.put([solver.task(name, {"type": self.config.challenge, "token": token}, self)
+                        for name, token, *_ in tasks])
+
+        may = {"identifiers": [identifiers(names)], "csr": [b64(csr)], "profile": [profile],
+               "replaces": [replaces]}
+        try:
+            found = self.far(
+                "obtain", names, csr, known, profile, replaces, issuer, may=may, put=put,
+                remove=solver.remove, finalizing=lambda url: finalizing(str(url)),
+                trouble=lambda text: complain(self.config.file, text))
+        finally:
+            solver.remove()
+        spki, now = parse_csr(csr)[1], time.time()
+        chain = check_chain(found["chain"], spki, names, now, now + (self.skew or 0))
+        return chain, found["url"]
+
+    def revoke(self, data: bytes, reason: int):
+        """As of Client."""
+        self.far("revoke", data, reason, may={"certificate": [b64(data)], "reason": [reason]})
+
+    def deactivate(self):
+        """As of Client."""
+        self.far("deactivate", may={"status": ["deactivated"]})
+
+    def change_key(self, new: AccountKey):
+        """As of Client."""
+        payload = {"account": self.account, "oldKey": self.key.jwk}
+        self.far("change_key", [new.alg, new.jwk, ""],
+                 sign_new=lambda data: self.sign_part(new, payload, data))
+        self.key = new
+
+
+def child(user: str):
+    """The process of run-as: does what its parent calls for, until that has ended."""
+    from types import SimpleNamespace
+    drop_rights(user)
+    pipe, clients = Pipe(sys.stdin.buffer, sys.stdout.buffer), {}
+
+    def key(name, known):
+        return known and SimpleNamespace(**dict(zip(("alg", "jwk", "thumbprint"), known)),
+                                         sign=lambda data: pipe.call(name, data))
+
+    def client(values, contact, account_key, kid, account, name, *args):
+        config, about = Config(*values), json.dumps([values, account_key, kid])
+        if about not in clients:
+            clients[about] = Client(
+                config.directory_url, key("sign", account_key), None, None, config.ca_bundle,
+                config.proxy, kid and SimpleNamespace(**vars(key("mac", ["HS256"])), kid=kid),
+                lambda text: pipe.call("log", text), lambda text: pipe.call("news", text))
+        one = clients[about]
+        one.account, one.contact = account, contact
+        try:
+            if name == "obtain":
+                return obtain(one, config, *args)
+            if name == "change_key":
+                args = [key("sign_new", args[0])]
+            return getattr(one, name)(*args)
+        finally:
+            pipe.call("known", one.account, one.skew)
+
+    def obtain(one, config, names, csr, known, *args):
+        solver = solver_of(config, False, None, lambda text: pipe.call("trouble", text), one.log)
+        solver.put = lambda tasks: pipe.call("put", tasks)
+        solver.remove = lambda: pipe.call("remove")
+        return dict(zip(("chain", "url"), one.obtain(
+            names, csr, solver, known, lambda url: pipe.call("finalizing", url), *args)))
+
+    def ask(name, values, *args):
+        found = OUTSIDE[name][0](Config(*values), *[
+            facts_of(arg) if isinstance(arg, list) else arg for arg in args])
+        return found._asdict() if isinstance(found, Look) else found
+
+    while True:
+        message = pipe.receive()
+        pipe.served = {"client": client, "outside": ask}
+        pipe.serve(message)
+
+
+def facts_of(values: list) -> Facts:
+    """The Facts that came as JSON."""
+    live_key, live_crt, staging_key, staging_crt, *rest = values
+    facts = Facts(*[kind(*known) if known else None for kind, known in (
+        (Key, live_key), (Crt, live_crt), (Key, staging_key), (Crt, staging_crt))], *rest)
+    done, failed = [frozenset(map(tuple, some)) for some in (facts.done, facts.failed)]
+    return facts._replace(done=done, failed=failed)
+
+
+def drop_rights(user: str):
+    """Become a user who can write no file, and get no other rights ever again."""
+    import ctypes, pwd, resource
+    info = pwd.getpwnam(user)
+    for what, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0),
+                       (resource.RLIMIT_NOFILE, 100), (resource.RLIMIT_AS, 2**30)):
+        hard = resource.getrlimit(what)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(what, (most, most))
+    if not os.geteuid():
+        os.setgroups([])
+        os.setgid(info.pw_gid)
+        os.setuid(info.pw_uid)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
 
 
 # ---- Files: the only code that writes -----------------------------------------------------------
@@ -1865,7 +2187,8 @@ class Run:
         try:
             if not self.open_client().directory("renewalInfo") or not renewal_id(der):
                 return None
-            start, end, url, wait = self.client.renewal_window(der)
+            found = self.client.renewal_window(der)
+            start, end, url, wait = [found[name] for name in ("begin", "end", "url", "wait")]
             if (start, end) != (note["start"], note["end"]):
                 import random
                 note = {**note, "start": start, "end": end, "when": random.uniform(start, end)}
@@ -1880,7 +2203,7 @@ class Run:
 
     def look_at_dns(self, facts: Facts) -> list:
         """Note which keys DNS shows, and since when."""
-        look, now = look_at_dns(self.config, facts), time.time() + self.ahead
+        look, now = outside(self.config, look_at_dns, facts), time.time() + self.ahead
         begin = now if self.looks.get("clock") == [] else 0  # no time starts by another clock
         unseen = [place for place, good in look.found.items()
                   if good is None and not place.endswith(" the resolver")]
@@ -1892,7 +2215,7 @@ class Run:
         """Note which keys services show; they may take a moment to reload."""
         end = time.monotonic() + 15
         for pause in (1, 1, 1, 1, 0):
-            wrong = look_at_services(self.config, facts)
+            wrong = outside(self.config, look_at_services, facts)
             if not wrong or time.monotonic() > end:
                 break
             time.sleep(pause)
@@ -2045,7 +2368,7 @@ class Run:
             make_account_key(config)
             settle_account_key(config, self.log)
             about = (config.directory_url, config.account_key, config.proxy, config.ca_bundle,
-                     config.eab_kid)
+                     config.eab_kid, config.run_as)
             if about not in self.clients:
                 self.clients[about] = new_client(config, self.log)
             self.client = client = self.clients[about]
@@ -2138,13 +2461,17 @@ def skew_words(skew: float) -> str:
 
 
 def new_client(config: Config, log) -> Client:
-    """A Client for the account of a config. Raises AcmeError, OSError."""
+    """A Client for the account of a config, without a key as long as there is none. Raises
+    AcmeError, OSError."""
+    key = AccountKey(config.account_key) if os.path.lexists(config.account_key) else None
     eab = None
     if config.eab_kid:
         with open(config.eab_hmac_key, encoding="ascii", errors="replace") as file:
             eab = MacKey(config.eab_kid, file.read())
-    return Client(config.directory_url, AccountKey(config.account_key), contact=config.contact,
-                  proxy=config.proxy, ca_bundle=config.ca_bundle, eab=eab, log=log, news=say)
+    if config.run_as:
+        return FarClient(config, key, eab, log)
+    return Client(config.directory_url, key, contact=config.contact, proxy=config.proxy,
+                  ca_bundle=config.ca_bundle, eab=eab, log=log, news=say)
 
 
 def settle_account_key(config: Config, log):
@@ -2263,6 +2590,7 @@ def machine_checks(config: Config, hooks: bool, init: bool) -> list:
             "challenge-hook", "post-certchange", "post-keychange")[:3 if hooks else 1]],
         *[(check_folder, name, option(config, name), init) for name in (
             "account-key", "certs", "keys", "backups", "challenge-dir") if option(config, name)],
+        *[(check_user, user) for user in [config.run_as] if user],
         *[(check_secret, "eab-hmac-key", file) for file in [config.eab_hmac_key] if file],
         *[(check_bundle, file, init) for file in [config.ca_bundle] if file]]
 
@@ -2272,6 +2600,17 @@ def check_openssl():
     if not any(os.access(os.path.join(folder, "openssl"), os.X_OK)
                for folder in os.environ["PATH"].split(":")):
         raise Problem("there is no openssl in PATH: install it")
+
+
+def check_user(user: str):
+    """Raise Problem unless there is a user of this name, and we may become it."""
+    import pwd
+    try:
+        uid = pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise Problem(f"run-as: there is no user {user}")
+    if os.geteuid() not in (0, uid):
+        raise Problem(f"run-as: only root can run anything as {user}")
 
 
 def check_secret(name: str, file: str):
@@ -2530,7 +2869,8 @@ def tlsa(config: Config, args) -> int:
         problems = tlsa_problems(config, facts)
         say("\n".join(problems) or "DNS holds what it must")
         return 1 if problems else 0
-    names = list(dict.fromkeys(tlsa_owner(config, name) + "." for name in config.tlsa))
+    names = list(dict.fromkeys(
+        printable(outside(config, tlsa_owner, name)) + "." for name in config.tlsa))
     keys, ttl = must_hold(config, facts), args.ttl
     lines = [f"{name} {ttl} IN TLSA 3 1 1 {key}" for name in names for key in keys]
     if args.nsupdate:
@@ -2624,7 +2964,7 @@ def key_file(config: Config, spki: str) -> str:
 
 def tlsa_problems(config: Config, facts: Facts) -> list:
     """What is wrong with the records in DNS. Raises OSError."""
-    look = look_at_dns(config, facts)
+    look = outside(config, look_at_dns, facts)
     problems = look.wrong + look.brittle + [
         f"{record} fits no key of this line" for record in look.stale]
     if 2 * look.ttl > config.staging_hours * HOUR:
@@ -2639,8 +2979,7 @@ def check(config: Config, args) -> int:
     problems = []
     for part, *more in [(check_edited, config), *machine_checks(config, True, True),
                         *[(part, config) for part in (
-                            check_line, check_ca, check_port_80, check_dns_proof, check_dane,
-                            check_mail)]]:
+                            check_line, check_ca, check_port_80, check_dane, check_zones)]]:
         try:
             problems += part(*more) or ()
         except (Problem, ValueError, OSError) as error:
@@ -2661,7 +3000,7 @@ def check_line(config: Config):
 def check_ca(config: Config) -> list:
     """What is wrong with the CA, as far as it is asked without an account. Tells where its terms
     are. Raises AcmeError, OSError."""
-    client = Client(config.directory_url, None, ca_bundle=config.ca_bundle, proxy=config.proxy)
+    client = new_client(config, lambda text: None)
     client.ask_nonce()
     client.check_profile(config.profile)
     terms = text_in(client.meta(), "termsOfService") or "none"
@@ -2687,32 +3026,10 @@ def check_port_80(config: Config) -> list:
         for name in config.domains:
             problems += [f"{name}: {wrong}: port 80 of each address must lead to "
                          f"{config.challenge_dir or 'the lines that account prints'}"
-                         for wrong in wrong_addresses(name, token, text)]
+                         for wrong in outside(config, wrong_addresses, name, token, text)]
     finally:
         solver.remove()
     return problems
-
-
-def wrong_addresses(name: str, token: str, text: str) -> list:
-    """Which addresses of a name do not show a text in the place of a challenge's, and why."""
-    import socket
-    try:
-        known = socket.getaddrinfo(name, 80, type=socket.SOCK_STREAM)
-    except OSError as error:
-        return [f"it has no address ({error})"]
-    hosts = [f"[{address}]" if ":" in address else address
-             for address in dict.fromkeys(info[4][0] for info in known)]
-    found = [self_check(f"http://{host}/.well-known/acme-challenge/{token}", text, 5, name)
-             for host in hosts]
-    return list(filter(None, found))
-
-
-def check_dns_proof(config: Config) -> list:
-    """What is wrong with the zones in which TXT records prove names."""
-    return [] if config.challenge != "dns-01" else [
-        reason(answer) for name in config.domains
-        for _, _, answer in dns_trace(config, f"_acme-challenge.{base_name(name)}", TXT)
-        if not isinstance(answer, Answer)]
 
 
 def check_dane(config: Config) -> list:
@@ -2720,22 +3037,16 @@ def check_dane(config: Config) -> list:
     OSError."""
     line = Line(config)
     if not os.path.lexists(line.live.key):
-        return [reason(answer) for name in config.tlsa or () for _, _, answer, _ in tlsa_rows(
-            config, name) if not isinstance(answer, Answer)]
+        return outside(config, look_at_names)
     facts = Run(line).facts()
     return (tlsa_problems(config, facts) if config.tlsa else []) + (
-        look_at_services(config, facts) if config.served and facts.live_crt else [])
+        outside(config, look_at_services, facts) if config.served and facts.live_crt else [])
 
 
-def check_mail(config: Config) -> list:
-    """Which hosts of ours that mail goes to are not in `tlsa`, where others are. Raises ValueError,
-    OSError."""
-    mail = [(name, host) for name in map(base_name, config.domains if config.tlsa else ())
-            if not is_address(name)
-            for host in dns_follow(dns_find(config, name, MX)[1], name, MX)[2]]
-    return [f"mail for {name} goes to {host}, but tlsa does not name _25._tcp.{host}"
-            for name, host in mail
-            if host in config.domains and f"_25._tcp.{host}" not in tlsa_names(config)]
+def check_zones(config: Config) -> list:
+    """What is wrong with zones that must show challenges, and with where mail goes. Raises
+    ValueError, OSError."""
+    return outside(config, look_at_zones) + outside(config, look_at_mail)
 
 
 def run_line(file: str, args, force: str, clients: dict) -> int:
@@ -2877,9 +3188,12 @@ def parse_arguments(words: list):
 
 def main(argv: list = None) -> int:
     """The command line. Returns the exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["child"]:
+        child(words[1])
     try:
         prepare()
-        args = parse_arguments(sys.argv[1:] if argv is None else argv)
+        args = parse_arguments(words)
         if args.version:
             say(f"letsencrypt-tiny {__version__}, SHA-256 {sha256(read_file(__file__))}")
             return 0
@@ -2897,6 +3211,8 @@ def main(argv: list = None) -> int:
         emit(2, f"letsencrypt-tiny: ended by {signal.Signals(stopped.args[0]).name}; the next run "
              "goes on")
         return 128 + stopped.args[0]
+    finally:
+        end_children()
 
 
 if __name__ == "__main__":
