@@ -3016,6 +3016,9 @@ def check_port_80(config: Config) -> list:
     problems, token = [], b64(os.urandom(24))
     text, solver = token, Stateless()
     if config.challenge == "http-01":
+        if not os.path.isdir(config.challenge_dir):
+            return [f"challenge-dir: {config.challenge_dir} is not there yet: make it, so that it "
+                    "can be seen whether port 80 leads there"]
         solver = HttpFiles(config.challenge_dir, trouble=problems.append)
     elif config.challenge == "stateless" and os.path.lexists(config.account_key):
         text = f"{token}.{AccountKey(config.account_key).thumbprint}"
@@ -3100,7 +3103,7 @@ def prepare():
 
 
 COMMANDS = {  # name -> its options besides -c and -v, what it does, an example
-    "check": ("", "tell what is wrong, before the CA is asked for anything", "check"),
+    "check": ("hooks", "tell what is wrong, before the CA is asked for anything", "check"),
     "init": ("hooks now", "make folders, account key, live key and certificate; once, by hand",
              "init -k"),
     "renew": ("hooks dry-run new-key now", "obtain new certificates now; with --new-key a new "
