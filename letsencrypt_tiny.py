@@ -2686,6 +2686,8 @@ def act(config: Config, args, force: str, clients: dict) -> int:
     if force:
         check_edited(config)
     check_machine(config, args.hooks, init)
+    if init and os.path.lexists(config.account_key):
+        AccountKey(config.account_key)  # else it would be found to be none when it is needed
     for folder, mode in ((config.certs, 0o755), (config.keys, 0o710), (config.backups, 0o700),
                          (os.path.dirname(config.account_key), 0o700),
                          (config.challenge_dir, 0o755)) if init else ():
@@ -2699,9 +2701,10 @@ def act(config: Config, args, force: str, clients: dict) -> int:
             make_first_key(run)
         if init and args.now:
             run.done.add(("fit", ""))
+        known = "config" in read_state(line)
         run.note(config=config.file)
         status = run.reconcile()
-        if init and run.done and not status:
+        if init and not status and (run.done or not known):
             tell_next(line)
         return status
 
@@ -2718,13 +2721,18 @@ def make_first_key(run: Run):
 
 def tell_next(line: Line):
     """Tell, at the end of init, what is there and what to do next. Raises OSError."""
-    crt = read_crt(line.live.crt)
+    _, key, file = line.live
+    crt, info = read_crt(file), os.stat(key)
+    for link in filter(os.path.islink, (key, file)):
+        say(f"{link} is a link: who changes {os.path.realpath(link)} changes this line")
+    if info.st_mode & 0o040:
+        say(f"{key} can be read by its group ({info.st_gid}), as its successors will be")
     if not line.config.post_certchange:
         say("Services are not reloaded when the certificate changes: there is no post-certchange")
-    if fit(read_key(line.live.key), crt):
+    if fit(read_key(key), crt):
         chain = ", without its chain" if crt.chain == 1 else ""
-        say(f"{line.live.crt} is there until {utc(crt.not_after)}{chain}. Next: let services use "
-            f"it with {line.live.key}, and root's crontab run cron")
+        say(f"{file} is there until {utc(crt.not_after)}{chain}. Next: let services use it with "
+            f"{key}, and root's crontab run cron")
 
 
 def show(config: Config, hooks: bool, force: str) -> int:

@@ -142,6 +142,27 @@ class Words(AnyCase):
         line.hook(CERTCHANGE)
         self.assertNotIn('no post-certchange', line.run('init', check=0, hooks=True).stdout)
 
+    def test_init_tells_what_is_strange_in_adopted_files(self):
+        """Once, and whether hooks run or not."""
+        line = self.use()
+        plant(line, self.ca, chain=False)
+        target = line.path('elsewhere')
+        os.rename(line.crt(), target)
+        os.symlink(target, line.crt())
+        os.chmod(line.key(), 0o640)
+        said = line.run('init', check=0).stdout
+        for part in ('without its chain', 'is a link: who changes %s ' % target,
+                     'can be read by its group'):
+            self.assertIn(part, said)
+        self.assertEqual(line.run('init', check=0).stdout, '')
+
+    def test_init_refuses_an_account_key_that_is_none(self):
+        """Not only when it is needed, months later."""
+        line = self.use()
+        plant(line, self.ca)
+        write(line.path('account.key'), '{"kty": "RSA"}', 0o600)
+        self.refused('init', parts=('JWK', 'account.key'))
+
     def test_v_tells_how_long_each_step_took(self):
         self.ca.validation_delay = 1
         told = self.use().run('init', '-v', check=0).stderr.splitlines()
