@@ -608,7 +608,7 @@ def rfc3339(text: str) -> float:
 def alternates(headers) -> list:
     """The URLs that Link headers of a Reply (RFC 8288) name as alternate."""
     links = [link for text in headers.get_all("Link") or ()
-             for link in re.findall(r"<([^<>]*)>((?:[^<,\"]|\"[^\"]*\")*)", text)]
+             for link in re.findall(r"<([^<>]+)>((?:[^<,\"]|\"[^\"]*\")*)", text)]
     return [url for url, words in links
             if re.search(r";\s*rel\s*=\s*\"?alternate\"?\s*(;|\Z)", words, re.I)]
 

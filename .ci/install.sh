@@ -8,7 +8,7 @@ work=$1
 export DEBIAN_FRONTEND=noninteractive
 apt-get -qq update
 apt-get -qq install --no-install-recommends --no-upgrade \
-    ca-certificates git openssl python3 python3-venv shellcheck strace
+    ca-certificates git help2man mandoc openssl python3 python3-venv shellcheck strace
 # The newest archive keys of this release: they must know the newer suite below.
 apt-get -qq install --no-install-recommends debian-archive-keyring
 

@@ -1,338 +1,510 @@
 #!/usr/bin/env python3
-"""Fresh Debian machines: the four steps of the README as they stand, with nginx and with apache as
-they come, and a line's life with the oldest and the newest Python and OpenSSL.
+"""Fresh Debian machines: the README's four steps exactly as they stand, with nginx and with apache
+as they come, and a line's life with the oldest and the newest Python and OpenSSL.
 
-    python3 tests/lab/roots.py [--install] [Class[.test]]
+    python3 tests/lab/roots.py --install        the Debian packages that are needed, as root
+    python3 tests/lab/roots.py [SUITE...]       as root: trixie, bookworm, sid, bullseye, or some
 
-As root. `--install` gets debootstrap. Roots are made in ROOTS (default: a temporary folder), from
-the mirror that this machine uses, and used through an overlay, so that they stay fresh. The CA is
-Pebble, as in tests/lab/pebble.py; in a network of its own, it has the names of Let's Encrypt's two
-CAs, and each root trusts it.
+Roots are made from the mirror that this machine uses, in ROOTS=FOLDER, where they stay, or in
+memory. Each test works in an overlay of one, in namespaces of its own: nothing is left when this
+program ends, however it ends. Beyond that, it needs what tests/lab/pebble.py needs.
+
+In the four steps, the name is another one, and nothing is arranged inside but a copy of this tree
+as the current folder, and a root certificate that the machine trusts. It has an address and a name
+server, by which the names of Let's Encrypt's two CAs lead to two Pebbles, and its own to itself.
 """
+import concurrent.futures
+import contextlib
 import http.client
 import http.server
+import json
 import os
 import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-from tests.lab.pebble import Pebble
-from tests.world.support import PATIENCE, ROOT, openssl, read, wait_for, write
+from tests.lab.pebble import Pebble, judge
+from tests.world.fake_ca import FakeCA
+from tests.world.line import Line
+from tests.world.support import (
+    PATIENCE, ROOT, cert_names, free_port, mode, openssl, read, spki, wait_for, write)
 
-NAME = 'www.my-server.test'
-NET, MACHINE = '10.9.0.1', '10.9.0.2'   # the addresses of all others, and of the machine
-CAS = 'acme-staging-v02.api.letsencrypt.org', 'acme-v02.api.letsencrypt.org'
-FRESH, ENDS = ('trixie', 'bookworm'), ('bullseye', 'sid')
-PACKAGES = {suite: 'python3,openssl,ca-certificates,nginx,apache2' for suite in FRESH}
-PACKAGES.update({suite: 'python3,openssl,ca-certificates' for suite in ENDS})
-KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg'
-# What the README's words before a block are, if it is for one web server only.
-ONLY = {'nginx': 'nginx', 'apache': 'apache2'}
+HERE = os.path.abspath(__file__)
+NEEDED = 'iproute2', 'mmdebstrap', 'util-linux'
+SERVERS = {'nginx': 'nginx', 'apache': 'apache2'}   # name in the README -> package and service
+FRESH, ENDS = ('trixie', 'bookworm'), ('sid', 'bullseye')
+PACKAGES = 'python3,openssl,ca-certificates,cron'
+SECTION, FIRST = 'Four steps', 'NAME=www.example.org\n'     # the README's, and its first command
+NAME, MORE = 'www.my.test', 'alt.my.test'
+STAGING, REAL = 'acme-staging-v02.api.letsencrypt.org', 'acme-v02.api.letsencrypt.org'
+WORLD, MACHINE = '192.0.2.1', '192.0.2.80'      # for examples, so that nobody else has them
+PROGRAM = '/usr/local/sbin/letsencrypt-tiny'
+LOGIN = {'HOME': '/root', 'LANG': 'C.UTF-8', 'LOGNAME': 'root', 'SHELL': '/bin/bash',
+         'PATH': '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'}
+CRON = {'HOME': '/root', 'LOGNAME': 'root', 'SHELL': '/bin/sh', 'PATH': '/usr/bin:/bin'}
+
+VERSIONS = '. /etc/os-release; echo "$PRETTY_NAME"; openssl version; python3 --version'
+
+# The first process of a machine. It tells its number outside, then waits for what daemons leave.
+BOOT = '''read -r pid rest < /proc/self/stat
+echo fresh > /proc/sys/kernel/hostname
+mount -t proc proc "$1/proc"
+echo "$pid"
+exec chroot "$1" /bin/sh -c 'while sleep 1000; do :; done'
+'''
 
 
-def run(*command, **options):
-    """Run a program of the machine's; AssertionError with its words if it fails."""
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, **options)
-    if done.returncode:
-        raise AssertionError('%s: %s' % (' '.join(command), done.stdout.decode(errors='replace')))
-    return done.stdout.decode(errors='replace')
+def run(*command, status=0, **options):
+    """Run a command and return what it printed; AssertionError if its exit status is another."""
+    options = {'stdin': subprocess.DEVNULL, 'stderr': subprocess.STDOUT, 'timeout': 600, **options}
+    done = subprocess.run(command, stdout=subprocess.PIPE, universal_newlines=True, **options)
+    if done.returncode != status:
+        raise AssertionError('%s: exit status %d\n%s' % (
+            ' '.join(command), done.returncode, done.stdout))
+    return done.stdout
 
 
-def make_roots(folder):
-    """Make what roots there are not, as many at a time as there are processors."""
+# ---- roots --------------------------------------------------------------------------------------
+
+def make_root(suite):
+    """The folder of a root, made if need be."""
+    path = os.path.join(os.environ['ROOTS'], suite)
+    if os.path.exists(path):
+        return path
     mirror = run('apt-get', 'indextargets', '--format', '$(REPO_URI)', 'Created-By: Packages',
                  'Label: Debian').split()[0]
-    left = [suite for suite in PACKAGES if not os.path.exists(os.path.join(folder, suite))]
+    # A mirror that is behind, or a clock that is, is a matter of this machine's own settings.
+    options = ['--aptopt=' + line for line in run('apt-config', 'dump').splitlines()
+               if line.startswith('Acquire::Check-')]
+    if suite in FRESH:
+        # To be installed later, by the machine itself, which has no way to the mirror
+        options += ['--skip=cleanup/apt', '--customize-hook=chroot "$1" apt-get -qq --download-only'
+                    ' --no-install-recommends install ' + ' '.join(SERVERS.values())]
+    part = path + '.part'
+    shutil.rmtree(part, ignore_errors=True)
+    run('mmdebstrap', '--mode=root', '--variant=minbase', '--include=' + PACKAGES, *options, suite,
+        part, mirror)
+    os.rename(part, path)
+    return path
 
-    def work():
-        while left:
-            suite = left.pop()
-            path = os.path.join(folder, suite)
-            run('debootstrap', '--variant=minbase', '--keyring=' + KEYRING,
-                '--include=' + PACKAGES[suite], suite, path + '.part', mirror)
-            shutil.rmtree(path + '.part/var/cache/apt/archives')
-            os.rename(path + '.part', path)
 
-    threads = [threading.Thread(target=work) for _ in range(os.cpu_count())]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    missing = [suite for suite in PACKAGES if not os.path.exists(os.path.join(folder, suite))]
-    if missing:
-        raise AssertionError('no root of ' + ', '.join(missing))
+class Machine:
+    """A root in use. With `net`, it has a network of its own, in which nobody is yet."""
 
+    def __init__(self, suite, net):
+        place = tempfile.mkdtemp(prefix='machine-')
+        os.chmod(place, 0o755)
+        self.root, upper, work = [os.path.join(place, name) for name in ('root', 'upper', 'work')]
+        for folder in self.root, upper, work:
+            os.mkdir(folder, 0o755)
+        run('mount', '-t', 'overlay', 'machine', '-o', 'lowerdir=%s,upperdir=%s,workdir=%s' % (
+            make_root(suite), upper, work), self.root)
+        command = ['unshare', '--mount', '--pid', '--uts', '--kill-child', '--fork']
+        self.first = subprocess.Popen(
+            command + ['--net'] * net + ['sh', '-euc', BOOT, 'sh', self.root],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, universal_newlines=True)
+        self.pid = self.first.stdout.readline().strip()
+        self.write('etc/hosts', '127.0.0.1 localhost\n127.0.1.1 fresh.my.test fresh\n')
+
+    def end(self):
+        self.first.kill()
+        self.first.communicate()
+        run('umount', self.root)
+
+    def path(self, path):
+        """Where a file of this machine is."""
+        return os.path.join(self.root, path.lstrip('/'))
+
+    def write(self, path, data, mode=0o644):
+        os.makedirs(os.path.dirname(self.path(path)), exist_ok=True)
+        return write(self.path(path), data, mode)
+
+    def command(self, *command, env=None):
+        """A command to be run there, as one to be run here."""
+        words = ['%s=%s' % pair for pair in (env or LOGIN).items()]
+        return ['nsenter', '--target', self.pid, '--mount', '--uts', '--net', '--pid', 'chroot',
+                self.root, 'env', '-i', *words, *command]
+
+    def run(self, *command, env=None, **options):
+        return run(*self.command(*command, env=env), **options)
+
+    def sh(self, script, env=None, **options):
+        return self.run('/bin/sh', '-ec', script, env=env, **options)
+
+
+# ---- the four steps -----------------------------------------------------------------------------
 
 class Front(http.server.ThreadingHTTPServer):
-    """https for the names of Let's Encrypt, by certificates of a CA of its own (`root`, a file), in
-    front of a Pebble: only the path of the directory is another."""
+    """https for the names of CAs, by a certificate of `root` (a file), before their Pebbles: {name:
+    Pebble}. Only the path of the directory is another."""
     daemon_threads = True
 
-    def __init__(self, folder, pebble):
-        self.pebble, self.root = pebble, os.path.join(folder, 'root.pem')
-        key, csr, crt = [os.path.join(folder, name) for name in ('root.key', 'csr', 'crt')]
-        new = ['req', '-newkey', 'rsa:2048', '-nodes']
-        openssl(*new, '-x509', '-keyout', key, '-out', self.root, '-subj', '/CN=Root', '-days', '9',
-                '-addext', 'keyUsage=critical,keyCertSign,cRLSign')
-        openssl(*new, '-keyout', csr + '.key', '-out', csr, '-subj', '/')
-        write(csr + '.ext', 'subjectAltName=critical,%s\nauthorityKeyIdentifier=keyid\n'
-              'subjectKeyIdentifier=hash\n' % ','.join('DNS:' + name for name in CAS))
-        openssl('x509', '-req', '-in', csr, '-CA', self.root, '-CAkey', key, '-CAcreateserial',
-                '-days', '9', '-extfile', csr + '.ext', '-out', crt)
-        super().__init__((NET, 443), self.handler())
+    def __init__(self, folder, pebbles):
+        self.pebbles, self.root = pebbles, os.path.join(folder, 'root.pem')
+        key, csr, crt, ext, root_key = [os.path.join(folder, 'front.' + name) for name in (
+            'key', 'csr', 'crt', 'ext', 'root.key')]
+        new = ['req', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes']
+        openssl(*new, '-x509', '-keyout', root_key, '-out', self.root, '-subj', '/CN=Root of tests',
+                '-days', '9', '-addext', 'keyUsage=critical,keyCertSign')
+        openssl(*new, '-keyout', key, '-out', csr, '-subj', '/CN=front')
+        write(ext, 'subjectAltName=%s\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n' %
+              ','.join('DNS:' + name for name in pebbles))
+        openssl('x509', '-req', '-in', csr, '-CA', self.root, '-CAkey', root_key, '-set_serial',
+                '2', '-days', '9', '-extfile', ext, '-out', crt)
+        super().__init__((WORLD, 443), Handler)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(crt, csr + '.key')
+        context.load_cert_chain(crt, key)
         self.socket = context.wrap_socket(self.socket, server_side=True,
                                           do_handshake_on_connect=False)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    def handler(self):
-        front = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = 'HTTP/1.1'
-
-            def do_GET(self):
-                body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
-                context = ssl.create_default_context(cafile=front.pebble.bundle)
-                there = http.client.HTTPSConnection('127.0.0.1', front.pebble.port, timeout=60,
-                                                    context=context)
-                path = {'/directory': '/dir'}.get(self.path, self.path)
-                there.request(self.command, path, body, dict(self.headers.items()))
-                answer = there.getresponse()
-                data = answer.read()
-                self.send_response(answer.status)
-                for name, value in answer.getheaders():
-                    if name not in ('Content-Length', 'Transfer-Encoding', 'Connection'):
-                        self.send_header(name, value)
-                self.send_header('Content-Length', str(len(data)))
-                self.end_headers()
-                self.wfile.write(b'' if self.command == 'HEAD' else data)
-                there.close()
-
-            do_POST = do_HEAD = do_GET
-
-            def log_message(self, *args):
-                """Pebble has a log."""
-
-        return Handler
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
 
-class Case(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        place = tempfile.TemporaryDirectory(prefix='roots-')
-        cls.addClassCleanup(place.cleanup)
-        cls.ca = Pebble(place.name, httpPort=80).start()
-        cls.addClassCleanup(cls.ca.stop)
-        cls.ca.manage_dns('/add-a', {'host': NAME + '.', 'addresses': [MACHINE]})
-        cls.front = Front(place.name, cls.ca)
-        cls.addClassCleanup(cls.front.server_close)
-        cls.addClassCleanup(cls.front.shutdown)
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
 
-    def enter(self, suite):
-        """A fresh machine of a suite; the path of its root."""
-        place = tempfile.mkdtemp(prefix='root-')
-        self.addCleanup(os.rmdir, place)
-        run('mount', '-t', 'tmpfs', 'none', place)
-        self.addCleanup(run, 'umount', '-l', place)
-        upper, work, root = [os.path.join(place, name) for name in ('upper', 'work', 'root')]
-        for folder in upper, work, root:
-            os.mkdir(folder)
-        run('mount', '-t', 'overlay', 'none', '-o', 'lowerdir=%s,upperdir=%s,workdir=%s' % (
-            os.path.join(os.environ['ROOTS'], suite), upper, work), root)
-        for kind, folder in ('proc', 'proc'), ('devtmpfs', 'dev'):
-            run('mount', '-t', kind, 'none', os.path.join(root, folder))
-            self.addCleanup(run, 'umount', '-l', os.path.join(root, folder))
-        self.addCleanup(self.end_all, root)
-        shutil.copy(self.front.root,
-                    os.path.join(root, 'usr/local/share/ca-certificates/test.crt'))
-        write(os.path.join(root, 'etc/hosts'), ''.join(
-            '%s %s\n' % (address, name) for address, name in (
-                ('127.0.0.1', 'localhost'), (MACHINE, NAME), (NET, CAS[0]), (NET, CAS[1]))))
-        write(os.path.join(root, 'etc/resolv.conf'), '')
-        os.makedirs(os.path.join(root, 'etc/cron.d'), exist_ok=True)    # cron needs an init system
-        self.root = root
-        self.sh('update-ca-certificates')
-        return root
+    def do_GET(self):
+        body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
+        pebble = self.server.pebbles[self.headers['Host']]
+        there = http.client.HTTPSConnection(
+            '127.0.0.1', pebble.port, timeout=PATIENCE,
+            context=ssl.create_default_context(cafile=pebble.bundle))
+        with contextlib.closing(there):
+            there.request(self.command, {'/directory': '/dir'}.get(self.path, self.path), body,
+                          dict(self.headers.items()))
+            answer = there.getresponse()
+            data = answer.read()
+        self.send_response_only(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ('connection', 'content-length', 'transfer-encoding'):
+                self.send_header(name, value)
+        self.send_header('Content-Length', str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
 
-    def end_all(self, root):
-        """End the services that were started in a root."""
-        for pid in filter(str.isdigit, os.listdir('/proc')):
-            try:
-                if os.path.realpath('/proc/%s/root' % pid) == root:
-                    os.kill(int(pid), 9)
-            except OSError:
-                pass
+    do_POST = do_HEAD = do_GET
 
-    def sh(self, script, *, folder='/root', env=None):
-        """Run a shell script there as root's shell would; all that it prints."""
-        usual = {'PATH': '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
-                 'HOME': '/root'}
-        given = ['%s=%s' % pair for pair in (env or usual).items()]
-        return run(*ON_MACHINE, 'chroot', self.root, '/usr/bin/env', '-i', *given, '/bin/sh',
-                   '-euc', 'cd %s\n%s' % (folder, script), timeout=2 * PATIENCE)
+    def log_message(self, *args):
+        """Pebble has a log."""
 
-    def shown(self):
-        """The certificate (PEM) that the web server shows."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        with socket.create_connection((MACHINE, 443), 10) as plain:
-            with context.wrap_socket(plain, server_hostname=NAME) as sock:
-                return ssl.DER_cert_to_PEM_cert(sock.getpeercert(True))
+
+class World:
+    """What there is besides the machine: the network, its name server, the CAs. This process must
+    be in a network of its own."""
+
+    def __init__(self, machine):
+        self.folder = tempfile.mkdtemp(prefix='world-')
+        inside = 'nsenter', '--target', machine.pid, '--net'
+        for command in ('ip link set lo up',
+                        'ip link add world type veth peer name eth0 netns ' + machine.pid,
+                        'ip address add %s/24 dev world' % WORLD, 'ip link set world up'):
+            run(*command.split())
+        for command in ('ip link set lo up', 'ip address add %s/24 dev eth0' % MACHINE,
+                        'ip link set eth0 up'):
+            run(*inside, *command.split())
+        self.pebbles = {}
+        for name in STAGING, REAL:
+            place = os.path.join(self.folder, name)
+            os.mkdir(place)
+            pebble = self.pebbles[name] = Pebble(
+                place, {'PEBBLE_WFE_NONCEREJECT': '5'}, httpPort=80).start()
+            pebble.manage_dns('/set-default-ipv4', {'ip': MACHINE})
+        # Another name server like theirs, for the machine
+        management = free_port()
+        pebble.spawn('machine-dns.log', 'pebble-challtestsrv', '-dnsserver', WORLD + ':53',
+                     '-management', '127.0.0.1:%d' % management, '-defaultIPv4', MACHINE,
+                     '-defaultIPv6', '', '-http01', '', '-https01', '', '-tlsalpn01', '',
+                     '-doh', '')
+        for address in (WORLD, 53), ('127.0.0.1', management):
+            wait_for(lambda address=address: listens(*address), PATIENCE, 'name server')
+        for name in self.pebbles:
+            connection = http.client.HTTPConnection('127.0.0.1', management, timeout=PATIENCE)
+            connection.request('POST', '/add-a', json.dumps({'host': name, 'addresses': [WORLD]}))
+            if connection.getresponse().status != 200:
+                raise AssertionError('the name server refuses ' + name)
+            connection.close()
+        machine.write('etc/resolv.conf', 'nameserver %s\n' % WORLD)
+        self.front = Front(self.folder, self.pebbles)
+
+    def end(self):
+        self.front.shutdown()
+        self.front.server_close()
+        for pebble in self.pebbles.values():
+            pebble.stop()
+
+
+def listens(host, port):
+    with contextlib.suppress(OSError):
+        socket.create_connection((host, port), 1).close()
+        return True
+    return False
 
 
 def steps(server):
-    """The commands of the README's four steps for one of the web servers, one text a block."""
+    """The commands of the README's section, with this web server: a script. A block is for one of
+    them alone if the words before it end with its name and a colon."""
     text = read(os.path.join(ROOT, 'README.md')).decode()
-    section = text.split('\n## Four steps\n')[1].split('\n## ')[0]
-    blocks = re.findall(r'(?m)^(\S.*?)\n\n((?:    .*\n)+)', section)
-    found = []
-    for words, block in blocks:
-        only = [ONLY[word] for word in ONLY if words.rstrip(':').endswith(word)]
-        if only in ([], [server]):
-            found.append(re.sub('(?m)^    ', '', block))
-    return found
+    section = text.split('\n## %s\n' % SECTION)[1].split('\n## ')[0]
+    blocks, words = [], ''
+    for line in section.splitlines():
+        if line.startswith('    '):
+            only = re.search(r'(\w+):$', words)
+            if not only or only[1] not in SERVERS or only[1] == server:
+                blocks.append(line[4:] + '\n')
+        elif line:
+            words = line
+    return ''.join(blocks)
 
 
-class FourSteps(Case):
-    def check(self, suite, server):
-        root = self.enter(suite)
-        shutil.copytree(os.path.join(ROOT, 'examples'), os.path.join(root, 'root/examples'))
-        for name in 'letsencrypt_tiny.py', 'acme_tiny.py':
-            shutil.copy(os.path.join(ROOT, name), os.path.join(root, 'root'))
-        self.sh('service %s start' % server)    # as after its installation
-        blocks = steps(server)
-        self.assertEqual(blocks[0], 'NAME=www.example.org\n')
-        self.assertGreaterEqual(len(blocks), 7)
-        said = self.sh('\n'.join(['NAME=' + NAME] + blocks[1:]))
-        self.assertIn('Nothing is wrong', said)
-        self.assertEqual(said.count('Obtaining certificate'), 2)
-        live = read(os.path.join(root, 'etc/ssl/letsencrypt/live.crt')).decode()
+class Job(unittest.TestCase):
+    """One test's work, in a process with a network of its own."""
+    maxDiff = None
 
-        def served():
-            try:
-                return self.shown() in live
-            except OSError:
-                return False
-        wait_for(served, 20, 'the certificate')
-        # As cron runs it: the words after `root` in its file, with its own environment
-        entry = read(os.path.join(root, 'etc/cron.d/letsencrypt-tiny')).decode()
-        command = entry.split(' root ')[1]
-        self.assertRegex(entry, r'\A[0-9]+ \*/6 \* \* \*  root  /usr/local/sbin/')
-        cron = {'PATH': '/usr/bin:/bin', 'HOME': '/root', 'SHELL': '/bin/sh', 'LOGNAME': 'root'}
-        self.assertEqual(self.sh(command, env=cron), '')
-        # And a renewal by cron, which reloads the server
-        self.sh('rm /etc/ssl/letsencrypt/live.crt')
-        self.assertIn('Running post-certchange', self.sh(command, env=cron))
-        live = read(os.path.join(root, 'etc/ssl/letsencrypt/live.crt')).decode()
-        wait_for(served, 20, 'the next certificate')
+    def four_steps(self, suite, server):
+        self.machine = machine = Machine(suite, net=True)
+        self.addCleanup(machine.end)
+        self.world = World(machine)
+        self.addCleanup(self.world.end)
+        shutil.copytree(ROOT, machine.path('root/letsencrypt-tiny'),
+                        ignore=shutil.ignore_patterns('.git', '__pycache__'))
+        machine.write('usr/local/share/ca-certificates/tests.crt', read(self.world.front.root))
+        machine.run('update-ca-certificates')
+        machine.run('apt-get', '-qq', '-y', '--no-install-recommends', 'install', SERVERS[server],
+                    env={**LOGIN, 'DEBIAN_FRONTEND': 'noninteractive'})
+        machine.run('service', SERVERS[server], 'start')
+        stock = wait_for(self.http, PATIENCE, 'the stock site')
+        self.assertEqual(stock[0], 200)
+
+        script = steps(server)
+        self.assertTrue(script.startswith(FIRST), script)
+        said = machine.sh('cd /root/letsencrypt-tiny\nNAME=%s\n%s' % (NAME, script[len(FIRST):]))
+        print(said)     # all of it, if this or what follows fails
+        self.assertEqual(said.count('Obtaining certificate'), 2, said)
+        self.check_live([NAME])
+        # The first site is still there, and the name's own is beside it
+        self.assertEqual(self.http('other.test'), stock)
+        if server == 'nginx':
+            wait_for(lambda: (self.http() or ())[:2] == (301, 'https://%s/' % NAME), 20,
+                     'the way to https')
+
+        # What step 4 made is what cron takes
+        place = machine.path('etc/cron.d/letsencrypt-tiny')
+        entry = read(place).decode()
+        found = re.match(r'[0-5]?[0-9] \*/6 \* \* \*  root  (%s .*)\n\Z' % PROGRAM, entry)
+        self.assertTrue(found, entry)
+        self.assertEqual((mode(place), os.stat(place).st_uid), (0o644, 0))
+        self.assertEqual(machine.sh(found[1], env=CRON), '')
+        # ... and does: a name more
+        config = machine.path('etc/letsencrypt-tiny/%s.conf' % NAME)
+        text = read(config).decode()
+        self.assertEqual(text.count('\n  %s\n' % NAME), 1)
+        write(config, text.replace('\n  %s\n' % NAME, '\n  %s\n  %s\n' % (NAME, MORE)))
+        if server == 'nginx':
+            config = machine.path('etc/nginx/conf.d/letsencrypt-tiny.conf')
+            text = read(config).decode()
+            self.assertIn('server_name %s;' % NAME, text)
+            write(config, text.replace('server_name %s;' % NAME, 'server_name %s %s;' % (
+                NAME, MORE)))
+            machine.sh('service nginx restart')
+            wait_for(lambda: self.http(MORE), 20, 'nginx')
+        said = machine.sh(found[1], env=CRON)
+        self.assertRegex(said, r"\AObtaining certificate 'live' for [^\n]*\n"
+                         r"Running post-certchange[^\n]*\n\Z")
+        self.check_live([NAME, MORE])
+        self.assertEqual(machine.sh(found[1], env=CRON), '')
+        machine.run(*found[1].split()[:3], 'status', env=CRON)
+        print(machine.sh(VERSIONS).strip().replace('\n', '; '))
+
+    def http(self, name=NAME):
+        """(status, Location, content) of the first page; None if nobody answers."""
+        connection = http.client.HTTPConnection(MACHINE, 80, timeout=PATIENCE)
+        with contextlib.closing(connection), contextlib.suppress(OSError):
+            connection.request('GET', '/', headers={'Host': name})
+            answer = connection.getresponse()
+            return answer.status, answer.getheader('Location'), answer.read()
+
+    def check_live(self, names):
+        """The live pair is good, by the real CA, and what the server shows to all who trust it."""
+        self.ca, self.folder = self.world.pebbles[REAL], self.world.folder
+        key, crt = [self.machine.path('etc/ssl/' + name) for name in (
+            'private/letsencrypt/live.key', 'letsencrypt/live.crt')]
+        judge(self, read(crt), key, names)
+        self.assertEqual((mode(key), mode(os.path.dirname(key)), mode(crt)),
+                         (0o600, 0o710, 0o644))
+        leaf = ssl.PEM_cert_to_DER_cert(read(crt).decode().split('-----END')[0] +
+                                        '-----END CERTIFICATE-----\n')
+        context = ssl.create_default_context(cadata=self.ca.get('/roots/0'))
+
+        def shown(name):
+            with contextlib.suppress(OSError), socket.create_connection(
+                    (MACHINE, 443), PATIENCE) as plain, context.wrap_socket(
+                        plain, server_hostname=name) as sock:
+                return sock.getpeercert(True)
+
+        # A server that was told to reload does that when it comes to it
+        for name in names:
+            wait_for(lambda name=name: shown(name) == leaf, 20, 'the new certificate in use')
+
+    # ---- the ends -------------------------------------------------------------------------------
+
+    def life(self, suite):
+        run('ip', 'link', 'set', 'lo', 'up')
+        machine = Machine(suite, net=False)
+        self.addCleanup(machine.end)
+        built = os.environ.get('LETSENCRYPT_TINY')
+        machine.write(PROGRAM, read(built) if built else subprocess.check_output(
+            [sys.executable, os.path.join(ROOT, 'examples', 'single-file'), ROOT]), 0o755)
+        versions = machine.sh(VERSIONS)
+        ca = FakeCA().start()
+        self.addCleanup(ca.stop)
+        bundle = machine.write('etc/ssl/tests.pem', read(ca.bundle))
+        with Line(ca, ca_bundle=bundle[len(machine.root):], staging_hours=0.0005) as line:
+            self.live(machine, ca, line)
+        print(versions.strip().replace('\n', '; '))
+
+    def live(self, machine, ca, line):
+        """What the program does in its life, with every warning an error and nothing said on
+        standard error."""
+        # The line's folder has the same place there
+        there = machine.path(line.folder.name)
+        os.makedirs(there)
+        run('nsenter', '--target', machine.pid, '--mount', 'mount', '--bind', line.folder.name,
+            there)
+        line.program = machine.command('/usr/bin/python3', '-W', 'error', '-X', 'dev', '-IS',
+                                       PROGRAM)
+        for hook in 'post-certchange', 'post-keychange':
+            line.hook(hook)
+
+        def do(*args, status=0):
+            hooks = args[0] in ('init', 'cron', 'renew')
+            done = line.run(*args, real=True, hooks=hooks, check=status)
+            self.assertEqual(done.stderr, '', args)
+            return done.stdout
+
+        self.assertIn("Obtaining certificate 'live' for example.org", do('init'))
+        self.assertEqual(line.log(), ['post-certchange', 'post-keychange'])
+        self.assertEqual((do('init'), do('cron')), (do('init'), ''))
+        key, crt = read(line.key()), read(line.crt())
+        self.assertIn('Obtaining', do('renew'))
+        self.assertEqual(read(line.key()), key)
+        self.assertNotEqual(read(line.crt()), crt)
+        self.assertIn("Obtaining certificate 'staging'", do('renew', '--new-key'))
+        self.assertEqual(read(line.key()), key)
+        new = read(line.key('staging'))
+        # The staging time is seconds here, so that the switch is soon, or was done by now
+        wait_for(lambda: do('cron') and read(line.key()) == new, PATIENCE, 'the switch')
+        self.assertEqual(do('cron'), '')
+        self.assertEqual(spki(line.key()), spki(line.crt()))
+        self.assertEqual(cert_names(line.crt()), ['example.org'])
+        self.assertIn(key, [read(line.path('backups', name))
+                            for name in os.listdir(line.path('backups'))])
+        for command in 'status', 'status --json', 'account', 'revoke':
+            self.assertTrue(do(*command.split()), command)
+        self.assertIn('The CA answers.', do('check', status=1))     # but the name has no address
+        # For another user's process there is no such option as -W; it says nothing either
+        line.set(run_as='nobody')
+        for kind in 'rsa', 'ec-p384':
+            line.set(key_type=kind)
+            self.assertIn('Obtaining', do('renew', '--new-key', '--now'))
+            self.assertEqual(spki(line.key()), spki(line.crt()))
+        self.assertEqual(do('cron'), '')
 
 
-class Life(Case):
-    """The single file, with every warning an error."""
+# ---- all of it ----------------------------------------------------------------------------------
 
-    def check(self, suite):
-        root = self.enter(suite)
-        built = subprocess.run([sys.executable, os.path.join(ROOT, 'examples/single-file'), ROOT],
-                               stdout=subprocess.PIPE, check=True).stdout
-        program = write(os.path.join(root, 'usr/local/sbin/letsencrypt-tiny'), built, 0o755)
-        self.assertTrue(program)
-        write(os.path.join(root, 'root/hook'), '#!/bin/sh\necho "$HOOK" >> /root/log\n', 0o755)
-        write(os.path.join(root, 'root/line.conf'), '''domains = %s
-max-key-age-days = 365
-staging-hours = 0.0005
-post-certchange = /root/hook
-post-keychange = /root/hook
-account-key = /root/account.key
-challenge-dir = /srv/acme-challenge
-certs = /etc/ssl/letsencrypt
-keys = /etc/ssl/private/letsencrypt
-backups = /var/backups/letsencrypt
-run-as = nobody
-''' % NAME)
-        os.makedirs(os.path.join(root, 'srv/.well-known'))
-        os.symlink('../acme-challenge', os.path.join(root, 'srv/.well-known/acme-challenge'))
-        os.mkdir(os.path.join(root, 'srv/acme-challenge'))
-        web = subprocess.Popen([*ON_MACHINE, 'chroot', root, 'python3', '-m', 'http.server', '80', '--directory',
-                                '/srv'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self.addCleanup(web.wait)
-        self.addCleanup(web.kill)
-
-        def listens():
-            with socket.socket() as probe:
-                return probe.connect_ex((MACHINE, 80)) == 0
-        wait_for(listens, 20, 'the web server')
-        line = 'python3 -W error -X dev -IS /usr/local/sbin/letsencrypt-tiny -c /root/line.conf -k '
-        versions = self.sh('openssl version; python3 --version')
-        self.sh(line + 'check')
-        self.assertIn('Next: let services use it', self.sh(line + 'init'))
-        self.assertEqual(self.sh(line + 'cron'), '')
-        self.assertIn('Obtaining', self.sh(line + 'renew'))
-        self.assertIn('Making a new private key', self.sh(line + 'renew --new-key'))
-        wait_for(lambda: "Making 'staging' live" in self.sh(line + 'cron'), 20, 'the rollover')
-        self.assertEqual(self.sh(line + 'cron'), '')
-        self.sh(line + 'status')
-        self.sh('openssl x509 -in /etc/ssl/letsencrypt/live.crt -noout -pubkey > /root/a\n'
-                'openssl pkey -in /etc/ssl/private/letsencrypt/live.key -pubout > /root/b\n'
-                'cmp /root/a /root/b')
-        print('%s: %s' % (suite, versions.replace('\n', '; ')))
+def jobs(suite):
+    """[(name of a test, words for --job)]"""
+    if suite in ENDS:
+        return [('life', ['life', suite])]
+    return [('four_steps_with_' + server, ['four_steps', suite, server]) for server in SERVERS]
 
 
-def make_network():
-    """The machine's network, of a process that only holds it, and a cable to ours; the command that
-    runs another one there."""
-    holder = subprocess.Popen(['unshare', '-n', 'sleep', 'infinity'])
-    there = '/proc/%d/ns/net' % holder.pid
-    wait_for(lambda: os.readlink(there) != os.readlink('/proc/self/ns/net'), 20, 'a network')
-    command = ['nsenter', '--net=' + there]
-    run('ip', 'link', 'add', 'net', 'type', 'veth', 'peer', 'name', 'machine', 'netns',
-        str(holder.pid))
-    for words, name, address in ([], 'net', NET), (command, 'machine', MACHINE):
-        run(*words, 'ip', 'address', 'add', address + '/24', 'dev', name)
-        for one in 'lo', name:
-            run(*words, 'ip', 'link', 'set', one, 'up')
-    return holder, command
+def perform(suite):
+    """Make a root and do its jobs; {name: (exit status, output)}."""
+    make_root(suite)
+    done = {}
+    for name, words in jobs(suite):
+        one = subprocess.run(
+            ['unshare', '--net', '--mount', '--pid', '--fork', '--kill-child', '--mount-proc',
+             sys.executable, HERE, '--job', *words], stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, timeout=600)
+        done[name] = one.returncode, one.stdout
+    return done
 
 
-def add_tests():
-    """One test for each suite, and each web server."""
-    for suite in FRESH:
-        for server in ONLY.values():
-            setattr(FourSteps, 'test_%s_%s' % (suite, server),
-                    lambda self, suite=suite, server=server: self.check(suite, server))
-    for suite in ENDS:
-        setattr(Life, 'test_' + suite, lambda self, suite=suite: self.check(suite))
+def perform_all(suites):
+    """Work at all suites, and tell by tests. Returns whether all is well."""
+    os.umask(0o022)
+    with concurrent.futures.ThreadPoolExecutor(len(suites)) as pool:
+        futures = {suite: pool.submit(perform, suite) for suite in suites}
+
+        class Roots(unittest.TestCase):
+            def check(self, suite, name):
+                status, output = futures[suite].result()[name]
+                if status:
+                    self.fail('\n' + output)
+                sys.stderr.write(output.splitlines()[-1] + ' ... ')
+
+        Roots.__qualname__ = Roots.__name__
+        for suite in suites:
+            for name, _ in jobs(suite):
+                setattr(Roots, 'test_%s_%s' % (suite, name), lambda self, suite=suite, name=name:
+                        self.check(suite, name))
+        tests = unittest.defaultTestLoader.loadTestsFromTestCase(Roots)
+        return unittest.TextTestRunner(verbosity=2).run(tests).wasSuccessful()
 
 
-add_tests()
-if __name__ == '__main__':
-    if '--install' in sys.argv:
-        run('apt-get', '-qq', 'install', '-y', '--no-install-recommends', 'debootstrap', 'iproute2',
-            env={**os.environ, 'DEBIAN_FRONTEND': 'noninteractive'})
-        sys.exit()
-    if '--inside' not in sys.argv:
-        kept = os.environ.get('ROOTS') or tempfile.mkdtemp(prefix='roots-')
-        try:
-            make_roots(kept)
-            # A network and mounts of its own
-            sys.exit(subprocess.call(
-                ['unshare', '-mn', sys.executable, os.path.abspath(__file__), '--inside',
-                 *sys.argv[1:]], env={**os.environ, 'ROOTS': kept}))
-        finally:
-            if 'ROOTS' not in os.environ:
-                shutil.rmtree(kept)
-    sys.argv.remove('--inside')
-    process, ON_MACHINE = make_network()
+def job(words):
+    """One test's work; an exit status."""
+    case = Job()
     try:
-        unittest.main()
+        getattr(case, words[0])(*words[1:])
+        return 0
+    except Exception:
+        traceback.print_exc()
+        return 1
     finally:
-        process.kill()
+        case.doCleanups()
+
+
+def unshare(suites):
+    """Run this program in namespaces of its own, which end with it. Returns its exit status."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # In /run, as all that leads to it belongs to root and may be entered by everyone.
+    folder = tempfile.mkdtemp(prefix='roots-', dir='/run')
+    try:
+        return subprocess.run(
+            ['setpriv', '--pdeathsig', 'KILL', 'unshare', '--mount', '--pid', '--fork',
+             '--kill-child', '--mount-proc', sys.executable, HERE, '--inside', *suites],
+            env={'ROOTS': folder, **os.environ, 'TMPDIR': folder}).returncode
+    finally:
+        os.rmdir(folder)
+
+
+def main(args):
+    if args == ['--install']:
+        run('apt-get', '-qq', 'install', '-y', '--no-install-recommends', *NEEDED,
+            env={**os.environ, 'DEBIAN_FRONTEND': 'noninteractive'})
+        return 0
+    if args[:1] == ['--job']:
+        return job(args[1:])
+    inside = args[:1] == ['--inside']
+    suites = args[inside:] or [*FRESH, *ENDS]
+    if not set(suites) <= {*FRESH, *ENDS}:
+        sys.exit('roots.py: suites are ' + ', '.join([*FRESH, *ENDS]))
+    if not inside:
+        return unshare(suites)
+    run('mount', '-t', 'tmpfs', '-o', 'mode=755', 'roots', os.environ['TMPDIR'])
+    return 0 if perform_all(suites) else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

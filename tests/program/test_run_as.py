@@ -188,10 +188,9 @@ class Works(Case):
     def test_services(self):
         port = free_port()
         line = self.use(served='127.0.0.1:%d' % port)
-        line.run('init', hooks=True)
-        self.assertRegex(
-            line.run('cron', hooks=True, check=1, after=25 * HOUR).stderr,
-            r'127\.0\.0\.1:%d .*cannot be reached: openssl s_client failed.*refused' % port)
+        line.run('init', check=0)
+        self.assertRegex(line.run('check', check=1).stdout, r'127\.0\.0\.1:%d .*cannot be '
+                         'reached: openssl s_client failed.*refused' % port)
 
     def test_errors_are_those_of_a_run_without_it(self):
         errors = []
@@ -294,7 +293,7 @@ class Attacked(Case):
         for result, words in ((foreign, 'for another key'), ('', 'no chain'),
                               ('\x1b[2J', 'no chain')):
             self.assertIn(words, self.attack({'chain': result, 'url': 'https://x/'}).stderr)
-        for result in ('a text', None, 7, [], {}, {'chain': 7, 'url': ''}, {'bytes': 'eA'}):
+        for result in (None, [], {'chain': 7, 'url': ''}, {'bytes': 'eA'}):
             done = self.attack(result)
             self.assertIn('run-as', done.stderr)
             self.assertEqual(len(done.stderr.splitlines()), 1)
