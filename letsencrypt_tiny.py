@@ -1875,7 +1875,7 @@ def facts_of(values: list) -> Facts:
 
 def drop_rights(user: str):
     """Become a user who can write no file, and get no other rights ever again."""
-    import ctypes, pwd, resource
+    import pwd, resource
     info = pwd.getpwnam(user)
     for what, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0),
                        (resource.RLIMIT_NOFILE, 100), (resource.RLIMIT_AS, 2**30)):
@@ -1886,8 +1886,11 @@ def drop_rights(user: str):
         os.setgroups([])
         os.setgid(info.pw_gid)
         os.setuid(info.pw_uid)
-    if sys.platform == "linux":
+    try:
+        import ctypes
         ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+    except (ImportError, OSError, AttributeError, MemoryError):
+        pass  # not Linux; or systemd forbids such calls, and has set this itself
 
 
 # ---- Files: the only code that writes -----------------------------------------------------------
@@ -3200,7 +3203,7 @@ def parse_arguments(words: list):
 def main(argv: list = None) -> int:
     """The command line. Returns the exit status."""
     words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["child"]:
+    if words[:1] == ["child"] and words[1:]:  # not for people: see child_of()
         child(words[1])
     try:
         prepare()
