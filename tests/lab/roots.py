@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Fresh Debian machines: the README's four steps exactly as they stand, with nginx and with apache
-as they come, and a line's life with the oldest and the newest Python and OpenSSL.
+as they come; real services with the examples' config, which get new certificates without one
+refused handshake; and a line's life with the oldest and the newest Python and OpenSSL.
 
     python3 tests/lab/roots.py --install        the Debian packages that are needed, as root
     python3 tests/lab/roots.py [SUITE...]       as root: trixie, bookworm, sid, bullseye, or some
@@ -43,6 +44,9 @@ NEEDED = 'iproute2', 'mmdebstrap', 'util-linux'
 SERVERS = {'nginx': 'nginx', 'apache': 'apache2'}   # name in the README -> package and service
 FRESH, ENDS = ('trixie', 'bookworm'), ('sid', 'bullseye')
 PACKAGES = 'python3,openssl,ca-certificates,cron'
+WITH_SERVICES = 'bookworm'
+SERVICES = 'nginx', 'apache2', 'postfix', 'dovecot', 'haproxy', 'prosody'
+MORE_PACKAGES = 'ssl-cert', 'postfix', 'dovecot-imapd', 'haproxy', 'prosody'
 SECTION, FIRST = 'Four steps', 'NAME=www.example.org\n'     # the README's, and its first command
 NAME, MORE = 'www.my.test', 'alt.my.test'
 STAGING, REAL = 'acme-staging-v02.api.letsencrypt.org', 'acme-v02.api.letsencrypt.org'
@@ -87,8 +91,9 @@ def make_root(suite):
                if line.startswith('Acquire::Check-')]
     if suite in FRESH:
         # To be installed later, by the machine itself, which has no way to the mirror
+        names = [*SERVERS.values(), *(MORE_PACKAGES if suite == WITH_SERVICES else ())]
         options += ['--skip=cleanup/apt', '--customize-hook=chroot "$1" apt-get -qq --download-only'
-                    ' --no-install-recommends install ' + ' '.join(SERVERS.values())]
+                    ' --no-install-recommends install ' + ' '.join(names)]
     part = path + '.part'
     shutil.rmtree(part, ignore_errors=True)
     run('mmdebstrap', '--mode=root', '--variant=minbase', '--include=' + PACKAGES, *options, suite,
@@ -268,7 +273,8 @@ class Job(unittest.TestCase):
     """One test's work, in a process with a network of its own."""
     maxDiff = None
 
-    def four_steps(self, suite, server):
+    def begin(self, suite, server, *packages):
+        """A machine on which this web server runs, as after its installation."""
         self.machine = machine = Machine(suite, net=True)
         self.addCleanup(machine.end)
         self.world = World(machine)
@@ -278,8 +284,12 @@ class Job(unittest.TestCase):
         machine.write('usr/local/share/ca-certificates/tests.crt', read(self.world.front.root))
         machine.run('update-ca-certificates')
         machine.run('apt-get', '-qq', '-y', '--no-install-recommends', 'install', SERVERS[server],
-                    env={**LOGIN, 'DEBIAN_FRONTEND': 'noninteractive'})
+                    *packages, env={**LOGIN, 'DEBIAN_FRONTEND': 'noninteractive'})
         machine.run('service', SERVERS[server], 'start')
+        return machine
+
+    def four_steps(self, suite, server):
+        machine = self.begin(suite, server)
         stock = wait_for(self.http, PATIENCE, 'the stock site')
         self.assertEqual(stock[0], 200)
 
@@ -353,6 +363,49 @@ class Job(unittest.TestCase):
         for name in names:
             wait_for(lambda name=name: shown(name) == leaf, 20, 'the new certificate in use')
 
+    # ---- services -------------------------------------------------------------------------------
+
+    def services(self, suite):
+        """All show the line's certificate, and the next one after a renewal and after a rollover,
+        and no handshake fails meanwhile."""
+        machine = self.begin(suite, 'nginx', SERVERS['apache'], *MORE_PACKAGES)
+        first = steps('nginx').partition('sed -i "s/^#tls')[0][len(FIRST):]
+        print(machine.sh('cd /root/letsencrypt-tiny\nNAME=%s\n%s%s' % (NAME, first, SET_UP)))
+        program = '%s -c /etc/letsencrypt-tiny/%s.conf -k ' % (PROGRAM, NAME)
+        live = machine.path('etc/ssl/letsencrypt/live.crt')
+        probes = Probes()
+
+        def leaf():
+            return read(live).decode().partition('-----END')[0]
+
+        def wait_until_all_show_it(after):
+            def late():
+                return [name for name in SERVICES if leaf() not in probes.shown.get(name, '')]
+            try:
+                wait_for(lambda: not late(), 40, 'services after ' + after)
+            except AssertionError as error:
+                raise AssertionError('%s: %s; %s' % (error, late(), probes.failures)) from None
+
+        for name in SERVICES:
+            wait_for(lambda name=name: probes.look(name), 60, name)
+        self.addCleanup(probes.end)
+        probes.start()
+        wait_until_all_show_it('their start')
+        seen = {leaf()}
+        print(machine.sh(program + 'renew'))
+        wait_until_all_show_it('a renewal')
+        seen.add(leaf())
+        machine.sh('sed -i "s/^staging-hours = .*/staging-hours = 0.001/" /etc/letsencrypt-tiny/*f')
+        print(machine.sh(program + 'renew --new-key'))
+        wait_for(lambda: "Making 'staging' live" in machine.sh(program + 'cron'), 60, 'the switch')
+        wait_until_all_show_it('a rollover')
+        seen.add(leaf())
+        self.assertEqual(len(seen), 3)
+        probes.end()
+        self.assertEqual(probes.failures, [])
+        self.assertEqual(machine.sh(program + 'cron'), '')
+        print('%d handshakes with %s' % (probes.count, ', '.join(SERVICES)))
+
     # ---- the ends -------------------------------------------------------------------------------
 
     def life(self, suite):
@@ -418,13 +471,89 @@ class Job(unittest.TestCase):
         self.assertEqual(do('cron'), '')
 
 
+# How each gets its config, as its example says. Only ports differ, for all are on one machine:
+# apache at 81 and 444, haproxy at 8443.
+SET_UP = r'''
+sed -i "s/^#tls //" /etc/nginx/conf.d/letsencrypt-tiny.conf
+service nginx reload
+sed -i 's/80/81/; s/443/444/' /etc/apache2/ports.conf
+sed -i 's/:80>/:81>/' /etc/apache2/sites-available/000-default.conf
+sed "s/www.example.org/$NAME/; s/:443/:444/; s/^#tls //" examples/apache.conf \
+    > /etc/apache2/conf-available/letsencrypt-tiny.conf
+a2enmod -q ssl
+a2enconf -q letsencrypt-tiny
+cp examples/dovecot.conf /etc/dovecot/conf.d/99-letsencrypt-tiny.conf
+sed 's/:443/:8443/' examples/haproxy.cfg >> /etc/haproxy/haproxy.cfg
+sed -n 's/^#     //p' examples/postfix.cf | head -n 1 | sh -e
+sed "s/www.example.org/$NAME/" examples/prosody.cfg.lua \
+    > /etc/prosody/conf.d/letsencrypt-tiny.cfg.lua
+sed -n 's/^--     //p' examples/prosody.cfg.lua | sh -e
+for name in apache2 dovecot haproxy postfix prosody; do
+    service $name start > /var/log/start-$name 2>&1 < /dev/null
+done
+'''
+HELLO = ("<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams' "
+         "to='%s' version='1.0'>" % NAME).encode()
+START = b"<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>"
+# Port, and the talk before TLS: (what is waited for, what is said then)
+TALKS = {
+    'nginx': (443,), 'apache2': (444,), 'haproxy': (8443,), 'dovecot': (993,),
+    'postfix': (25, (b'220 ', b'EHLO probe\r\n'), (b'250 ', b'STARTTLS\r\n'), (b'220 ', b'')),
+    'prosody': (5222, (b'', HELLO), (b'</stream:features>', START), (b'<proceed', b''))}
+
+
+class Probes(threading.Thread):
+    """Handshakes with all services, one after the other, all the time. shown: {service: the last
+    certificate (PEM)}; failures: list of texts."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.shown, self.failures, self.count, self.over = {}, [], 0, threading.Event()
+
+    def run(self):
+        while not self.over.wait(.02):
+            for name in SERVICES:
+                self.count += 1
+                try:
+                    self.shown[name] = self.handshake(*TALKS[name])
+                except (OSError, EOFError) as error:
+                    self.failures.append('%s: %r' % (name, error))
+
+    def end(self):
+        self.over.set()
+        self.join()
+
+    def look(self, name):
+        """What a service shows, None if it does not yet."""
+        with contextlib.suppress(OSError, EOFError):
+            return self.handshake(*TALKS[name])
+
+    def handshake(self, port, *talk):
+        """The certificate (PEM) that a service shows."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with socket.create_connection((MACHINE, port), PATIENCE) as plain:
+            for awaited, text in talk:
+                heard = b''
+                while awaited not in heard:
+                    more = plain.recv(4096)
+                    if not more:
+                        raise EOFError('it hangs up')
+                    heard += more
+                plain.sendall(text)
+            with context.wrap_socket(plain, server_hostname=NAME) as sock:
+                return ssl.DER_cert_to_PEM_cert(sock.getpeercert(True))
+
+
 # ---- all of it ----------------------------------------------------------------------------------
 
 def jobs(suite):
     """[(name of a test, words for --job)]"""
     if suite in ENDS:
         return [('life', ['life', suite])]
-    return [('four_steps_with_' + server, ['four_steps', suite, server]) for server in SERVERS]
+    more = [('services', ['services', suite])] if suite == WITH_SERVICES else []
+    return more + [('four_steps_with_' + server, ['four_steps', suite, server])
+                   for server in SERVERS]
 
 
 def perform(suite):
