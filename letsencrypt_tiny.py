@@ -2988,6 +2988,8 @@ def check(config: Config, args) -> int:
     """Tell what is wrong, as far as that can be known before a certificate is asked for. Makes
     nothing but a file in challenge-dir, which is removed again. Returns the exit status."""
     problems = []
+    if len(args.config) > 1:
+        say(f"{config.file}:")
     for part, *more in [(check_edited, config), *machine_checks(config, True, True),
                         *[(part, config) for part in (
                             check_line, check_ca, check_port_80, check_dane, check_zones)]]:

@@ -73,6 +73,15 @@ class Check(AnyCase):
         line.run('init', hooks=True, check=0)
         self.check(0, 'Nothing is wrong')
 
+    def test_several_lines(self):
+        """Each finding is told with the config that it is about."""
+        one, two = self.use(), self.use()
+        said = one.run('check', '-c', two.config, check=1).stdout
+        first, second = said.split(two.config + ':\n')
+        self.assertIn('no address', first)
+        self.assertIn('no address', second)
+        self.assertTrue(first.startswith(one.config + ':\n'))
+
     def test_port_80(self):
         """Each address counts, and each finding names it, and what to do."""
         line = self.use()
