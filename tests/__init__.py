@@ -13,11 +13,11 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 class SideBySide(unittest.TestSuite):
-    """A suite of modules (list of names)."""
+    """A suite of modules (list of names); options: for each `python3 -m unittest`."""
 
-    def __init__(self, names):
+    def __init__(self, names, options):
         super().__init__()
-        self.names = names
+        self.names, self.options = names, options
 
     def countTestCases(self):
         return len(self.names)
@@ -25,14 +25,22 @@ class SideBySide(unittest.TestSuite):
     def run(self, result, debug=False):
         most = int(os.environ.get('AT_ONCE', os.cpu_count()))
         with concurrent.futures.ThreadPoolExecutor(most) as pool:
-            for name, done in zip(self.names, pool.map(run_module, self.names)):
+            for name, done in zip(self.names, pool.map(self.run_module, self.names)):
                 ran = re.findall(r'(?m)^Ran (\d+) tests? in', done.stdout)
                 skips = re.findall(r'(?m)^.*\(.*skipped=(\d+).*\)$', done.stdout)
                 result.testsRun += int(ran[-1]) if ran else 0
                 result.skipped += [(Module(name), '')] * int(skips[-1] if skips else 0)
-                if done.returncode or not ran:
+                # 5: by -k there is nothing to run here
+                if done.returncode not in (0, 5) or not ran:
                     result.failures.append((Module(name), done.stdout))
         return result
+
+    def run_module(self, name):
+        """The tests of a module in a process of their own; its CompletedProcess."""
+        return subprocess.run(
+            [sys.executable, '-m', 'unittest', *self.options, name], cwd=os.path.dirname(HERE),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            encoding='utf-8', errors='replace')
 
 
 class Module(unittest.TestCase):
@@ -46,14 +54,7 @@ class Module(unittest.TestCase):
         return self.name
 
     def runTest(self):
-        """It is run by run_module()."""
-
-
-def run_module(name):
-    """The tests of a module in a process of their own; its CompletedProcess."""
-    return subprocess.run([sys.executable, '-m', 'unittest', name], cwd=os.path.dirname(HERE),
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, encoding='utf-8', errors='replace')
+        """It is run by SideBySide.run_module()."""
 
 
 def load_tests(loader, tests, pattern):
@@ -61,4 +62,5 @@ def load_tests(loader, tests, pattern):
     files = glob.glob(os.path.join(HERE, '*', pattern or 'test*.py'))
     names = [os.path.relpath(file, os.path.dirname(HERE))[:-3].replace(os.sep, '.')
              for file in sorted(files, key=os.path.getsize, reverse=True)]
-    return SideBySide(names)
+    wanted = [word for pattern in loader.testNamePatterns or () for word in ('-k', pattern)]
+    return SideBySide(names, wanted)
