@@ -1178,8 +1178,9 @@ class HttpFiles(Solver):
 
     def put(self, tasks: list):
         """Write the files for tasks. Raises ToolError."""
-        self.paths = paths = [os.path.join(self.folder, token) for _, token, _ in tasks]
-        self.note(list(paths))
+        paths = [os.path.join(self.folder, token) for _, token, _ in tasks]
+        self.paths = self.paths + paths
+        self.note(list(self.paths))
         try:
             for path, (_, _, text) in zip(paths, tasks):
                 as_owner(self.folder, write_anew, path, text)

@@ -1489,8 +1489,8 @@ class DnsHook(Solver):
 
     def put(self, tasks: list):
         """Have the records made. Raises OSError."""
-        self.records = list(tasks)
-        self.note(self.records)
+        self.records = self.records + tasks
+        self.note(list(self.records))
         for task in tasks:
             try:
                 run_hook(self.line, self.staged, "challenge-hook", "deploy_challenge", *task)
@@ -1782,10 +1782,13 @@ class FarClient:
                finalizing=lambda url: None, profile: str = None, replaces: str = None,
                issuer: str = None) -> tuple:
         """As of Client, but what is put in place for a challenge is made here, from its token."""
+        made = []
+
         def put(tasks):
-            if solver.paths or solver.records or len(tasks) > len(names) or not all(
+            if made or len(tasks) > len(names) or not all(
                     name in map(base_name, names) for name, *_ in tasks):
                 raise AcmeError("run-as: this request needs no such challenge")
+            made.extend(tasks)
             solver.put([solver.task(name, {"type": self.config.challenge, "token": token}, self)
                         for name, token, *_ in tasks])
 
@@ -2075,7 +2078,7 @@ def clean_up(line: Line):
         solver = HttpFiles(config.challenge_dir, trouble=lambda text: complain(config.file, text))
         solver.paths = left
         solver.remove()
-        update_state(line, challenges=None)
+        update_state(line, challenges=solver.paths or None)
     if records:
         solver = DnsHook(line, False, trouble=lambda text: complain(config.file, text))
         solver.records = records
@@ -2310,6 +2313,9 @@ class Run:
         solver = solver_of(
             config, has_pair(facts), self.note,
             lambda text: complain(config.file, text), self.log)
+        # What could not be removed before stays noted, until it can
+        solver.paths, solver.records = [
+            list(facts.state.get(name, ())) for name in ("challenges", "records")]
         try:
             if known:
                 self.note(order={**note, "url": known})
@@ -3072,13 +3078,10 @@ def run_line(file: str, args, force: str, clients: dict) -> int:
         file = os.path.abspath(file)
         config = read_config(file)
         check_owner("the config", file)
-        if args.command == "tlsa":
-            return tlsa(config, args)
-        if args.command == "status":
-            return status(config, args)
-        if args.command in ("account", "revoke", "check"):
-            return {"account": account, "revoke": revoke, "check": check}[args.command](config,
-                                                                                        args)
+        others = {"tlsa": tlsa, "status": status, "account": account, "revoke": revoke,
+                  "check": check}
+        if args.command in others:
+            return others[args.command](config, args)
         if getattr(args, "dry_run", False):
             return show(config, args.hooks, force)
         return act(config, args, force, clients)

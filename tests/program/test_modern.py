@@ -125,8 +125,9 @@ class Dns(Case):
         self.assertNotIn('challenge', [request.kind for request in self.ca.requests])
         os.unlink(line.path('fails-deploy_challenge'))
         write(line.path('fails-clean_challenge'), '')
-        done = line.run('renew', check=0)
-        self.assertIn('challenge-hook', done.stderr)
+        for _ in range(2):      # what the first could not remove is not forgotten by the second
+            done = line.run('renew', check=0)
+            self.assertIn('challenge-hook', done.stderr)
         os.unlink(line.path('fails-clean_challenge'))
         line.run('cron', check=0)       # again, until it is done
         self.assertEqual(self.calls()[-1][0], 'clean_challenge')
