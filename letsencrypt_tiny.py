@@ -830,6 +830,12 @@ def must_hold(config: Config, facts: Facts) -> list:
     return keys if left else keys + sorted(before)
 
 
+def shown_keys(config: Config, facts: Facts) -> list:
+    """[(file name prefix, digest as in 3 1 1, as in 3 1 2)] of keys_of(), the live one first."""
+    pairs = (config.live, facts.live_key), (config.staging, has_pair(facts) and facts.staging_key)
+    return [(name, key.spki, key.sha512) for name, key in pairs if key]
+
+
 # Going live
 
 def live_at_once(config: Config, facts: Facts):
@@ -1224,11 +1230,11 @@ def tlsa_rows(config: Config, name: str) -> list:
         config, base, TLSA)] + [(*row, end) for row in (dns_trace(config, host, A) if host else ())]
 
 
-def look_at_dns(config: Config, facts: Facts) -> Look:
-    """The Look at all names of `tlsa`."""
+def look_at_dns(config: Config, keys: list, must: list) -> Look:
+    """The Look at all names of `tlsa`. keys, must: shown_keys() and must_hold()."""
     look, ttls = Look([], [], {}, -1, [], [], []), []
     for name in config.tlsa:
-        rows = [row for row in tlsa_rows(config, name) if judge_row(config, facts, look, *row)]
+        rows = [row for row in tlsa_rows(config, name) if judge_row(keys, must, look, *row)]
         ttls += [dns_follow(answer, owner, A if end else TLSA)[1] for _, owner, answer, end in rows]
         if all(row[0] == "the resolver" for row in rows):
             ttls.append(None)  # it knows only what is left of it
@@ -1237,9 +1243,10 @@ def look_at_dns(config: Config, facts: Facts) -> Look:
     return Look(*once[:2], look.found, -1 if None in ttls else max(ttls), *once[2:])
 
 
-def judge_row(config: Config, facts: Facts, look: Look, server: str, owner: str, answer,
+def judge_row(keys: list, must: list, look: Look, server: str, owner: str, answer,
               end: str) -> bool:
-    """Add to a Look what there is to say of a row of tlsa_rows(). Was there an answer?"""
+    """Add to a Look what there is to say of a row of tlsa_rows(). Was there an answer? For the
+    rest see look_at_dns()."""
     if not isinstance(answer, Answer):
         look.wrong.append(reason(answer))
         look.found[f"{owner} {server}"] = None
@@ -1250,50 +1257,48 @@ def judge_row(config: Config, facts: Facts, look: Look, server: str, owner: str,
     if end and data and there != end:
         look.wrong.append(f"{owner}: {server} says that it is at {there}, not at {end}")
     if not end and (server == "the resolver" or there == owner):  # else its end is asked for, too
-        judge(config, facts, look, server, there, answer, data)
+        judge(keys, must, look, server, there, answer, data)
     return True
 
 
-def judge(config: Config, facts: Facts, look: Look, server: str, owner: str, answer: Answer,
+def judge(keys: list, must: list, look: Look, server: str, owner: str, answer: Answer,
           records: list):
     """Add to a Look what a server has as the TLSA records (list of bytes, RFC 6698 section 2.1) of
     an owner. Only 3 1 1 counts, for it outlives renewals (RFC 7671 section 5.1)."""
-    told, must = f"{owner}: {server} says", must_hold(config, facts)
-    names = dict(zip(keys_of(facts), (config.live, config.staging)))
+    told, (_, live, _) = f"{owner}: {server} says", keys[0]
+    names = {key: f"'{name}'" for name, key, _ in keys}
     digests = {record[3:].hex() for record in records if record[:3] == b"\3\1\1"}
-    look.found[f"{owner} {server}"] = set(names) - {""} <= digests
+    look.found[f"{owner} {server}"] = set(names) <= digests
     if not digests:
         kept = [f" (that may stay cached for {record[2]} s)" for record in answer.authority
                 if record[1] == SOA and not answer.authoritative]
         look.outage.append(f"{told} no TLSA record 3 1 1{''.join(kept)}")
     for key in [key for key in must if key not in digests] if digests else ():
-        name = f"'{names[key]}'" if key in names else "the old key, which services may still use"
-        out = look.wrong if names.get(key) == config.staging else look.outage
+        name = names.get(key, "the old key, which services may still use")
+        out = look.wrong if key in set(names) - {live} else look.outage
         out.append(f"{told} no 3 1 1 record for {name}")
-    judge_others(facts, look, told, names, records)
+    judge_others(keys, look, told, records)
     if server != "the resolver":  # which may have old ones cached
         look.stale.extend(f"{owner}: 3 1 1 {digest}" for digest in digests - set(must))
 
 
-def judge_others(facts: Facts, look: Look, told: str, names: dict, records: list):
-    """Add to a Look what TLSA records other than ours mean. told: where they are; names: of our
-    keys."""
-    ours = b"\3\1\1" + bytes.fromhex(facts.live_key.spki)
+def judge_others(keys: list, look: Look, told: str, records: list):
+    """Add to a Look what TLSA records other than ours mean. told: where they are."""
+    ours = b"\3\1\1" + bytes.fromhex(keys[0][1])
     kinds = {record[:1] for record in records}
     if kinds == {b"\3"} and ours not in records:  # a CA's (2) may fit a new key, too
         others = ", ".join(record[3:].hex() for record in records)
         look.foreign.append(f"{told} TLSA records of other keys only ({others})")
     long = {record[3:].hex() for record in records if record[:3] == b"\3\1\2"}
-    for key in (facts.live_key, facts.staging_key) if long else ():  # the strongest counts (9)
-        if key and key.spki in names and key.sha512 not in long:
-            look.wrong.append(f"{told} no 3 1 2 record for '{names[key.spki]}', but of other keys")
+    look.wrong.extend(f"{told} no 3 1 2 record for '{name}', but of other keys"
+                      for name, _, sha512 in keys if long and sha512 not in long)  # it counts (9)
     look.brittle.extend(f"{told} 3 0 {record[2]}, which the next renewal breaks: publish 3 1 1"
                         for record in records if record[:2] == b"\3\0" and len(record) > 2)
 
 
-def look_at_services(config: Config, facts: Facts) -> list:
-    """What is wrong with the services that must use the live key by now: each at every address of
-    its host, with each name that clients ask for (SNI)."""
+def look_at_services(config: Config, spki: str) -> list:
+    """What is wrong with the services that must use the live key (its digest) by now: each at every
+    address of its host, with each name that clients ask for (SNI)."""
     import socket
     problems = []
     for service in config.served:
@@ -1309,7 +1314,7 @@ def look_at_services(config: Config, facts: Facts) -> list:
             where = service if only else f"{service} ({asked} {address})"
             try:
                 shown = keys_of_service(f"[{address}]:{port}", asked, protocol)
-                if facts.live_key.spki not in shown:  # which asks no longer than needed
+                if spki not in shown:  # which asks no longer than needed
                     problems.append(f"{where} uses another key than the live one")
             except (OSError, ValueError) as error:
                 problems.append(f"{where} cannot be reached: {reason(error)}")
@@ -1857,23 +1862,13 @@ def child(user: str):
             names, csr, solver, known, lambda url: pipe.call("finalizing", url), *args)))
 
     def ask(name, values, *args):
-        found = OUTSIDE[name][0](Config(*values), *[
-            facts_of(arg) if isinstance(arg, list) else arg for arg in args])
+        found = OUTSIDE[name][0](Config(*values), *args)
         return found._asdict() if isinstance(found, Look) else found
 
     while True:
         message = pipe.receive()
         pipe.served = {"client": client, "outside": ask}
         pipe.serve(message)
-
-
-def facts_of(values: list) -> Facts:
-    """The Facts that came as JSON."""
-    live_key, live_crt, staging_key, staging_crt, *rest = values
-    facts = Facts(*[kind(*known) if known else None for kind, known in (
-        (Key, live_key), (Crt, live_crt), (Key, staging_key), (Crt, staging_crt))], *rest)
-    done, failed = [frozenset(map(tuple, some)) for some in (facts.done, facts.failed)]
-    return facts._replace(done=done, failed=failed)
 
 
 def drop_rights(user: str):
@@ -2209,7 +2204,8 @@ class Run:
 
     def look_at_dns(self, facts: Facts) -> list:
         """Note which keys DNS shows, and since when."""
-        look, now = outside(self.config, look_at_dns, facts), time.time() + self.ahead
+        look = dns_look(self.config, facts)
+        now = time.time() + self.ahead
         begin = now if self.looks.get("clock") == [] else 0  # no time starts by another clock
         unseen = [place for place, good in look.found.items()
                   if good is None and not place.endswith(" the resolver")]
@@ -2221,7 +2217,7 @@ class Run:
         """Note which keys services show; they may take a moment to reload."""
         end = time.monotonic() + 15
         for pause in (1, 1, 1, 1, 0):
-            wrong = outside(self.config, look_at_services, facts)
+            wrong = outside(self.config, look_at_services, facts.live_key.spki)
             if not wrong or time.monotonic() > end:
                 break
             time.sleep(pause)
@@ -2508,6 +2504,11 @@ def change_account_key(config: Config, client: Client):
         os.replace(new, file)
         sync_folder(file)
     say(f"{file} is the account's new key")
+
+
+def dns_look(config: Config, facts: Facts) -> Look:
+    """What look_at_dns() shows, where it may talk to the network. Raises AcmeError."""
+    return outside(config, look_at_dns, shown_keys(config, facts), must_hold(config, facts))
 
 
 def dns_note(config: Config, facts: Facts, look: Look, now: float, begin: float) -> dict:
@@ -2981,7 +2982,7 @@ def key_file(config: Config, spki: str) -> str:
 
 def tlsa_problems(config: Config, facts: Facts) -> list:
     """What is wrong with the records in DNS. Raises OSError."""
-    look = outside(config, look_at_dns, facts)
+    look = dns_look(config, facts)
     problems = look.wrong + look.brittle + [
         f"{record} fits no key of this line" for record in look.stale]
     if 2 * look.ttl > config.staging_hours * HOUR:
@@ -3062,7 +3063,8 @@ def check_dane(config: Config) -> list:
         return outside(config, look_at_names)
     facts = Run(line).facts()
     return (tlsa_problems(config, facts) if config.tlsa else []) + (
-        outside(config, look_at_services, facts) if config.served and facts.live_crt else [])
+        outside(config, look_at_services, facts.live_key.spki)
+        if config.served and facts.live_crt else [])
 
 
 def check_zones(config: Config) -> list:
