@@ -72,6 +72,8 @@ def openssl(*args: str, stdin: bytes = b"", seconds: float = 600) -> bytes:
         raise ToolError(f"openssl {args[0]} failed: {error}")
     if done.returncode:
         words = done.stderr.decode("utf-8", "replace").strip().replace("\n", "; ")
+        # OpenSSL 3 begins each with the number of its thread, which is another one each time
+        words = re.sub(r"(^|; )[0-9A-F]+:(?=error:)", r"\1", words)
         words = re.sub(r"errno=([0-9]+)", lambda match: os.strerror(int(match[1])), words)
         raise ToolError(f"openssl {args[0]} failed (status {done.returncode}): {printable(words)}",
                         done.stdout)
@@ -140,9 +142,12 @@ def pem(text: str) -> list:
     return [(label, binascii.a2b_base64(body)) for label, body in blocks]
 
 
-def first_certificate(data: bytes) -> bytes:
-    """The first PEM block (DER) in a file's bytes: of a chain the leaf. Raises ValueError."""
-    return pem(data.decode("ascii", "replace"))[0][1]
+def certificates(data: bytes) -> list:
+    """The certificates (DER) in a file's bytes (PEM), one at least. Raises ValueError."""
+    found = [der for label, der in pem(data.decode("ascii", "replace")) if label == "CERTIFICATE"]
+    if not found:
+        raise ValueError("it holds no certificate")
+    return found
 
 
 # The algorithm of a key, in PKCS#8 and in a public key alike (RFC 3279 section 2.3, RFC 5480
@@ -851,20 +856,23 @@ class Client:
                 self.account = None
 
     def resume(self, url: str) -> "Order":
-        """The order with this URL, which an earlier run placed. Raises AcmeError, with a status if
-        the CA does not know it."""
+        """The order with this URL, which an earlier run placed; None if the CA knows it no more."""
         if not self.account:
             self.register()
-        return Order(self, url, self.post("asking for the order", url))
+        try:
+            return Order(self, url, self.post("asking for the order", url))
+        except AcmeError as error:
+            if error.status != 404:
+                raise
+            self.log(str(error))
 
     def obtain(self, names: list, csr: bytes, solver: "Solver", known: str = None,
                finalizing=lambda url: None, profile: str = None, replaces: str = None,
                issuer: str = None) -> tuple:
         """(chain (PEM), the order's URL) for names: by the order at the URL known, which an earlier
         run placed, or by a new one. For the rest see order() and Order.obtain()."""
-        if known:
-            order = self.resume(known)
-        else:
+        order = self.resume(known) if known else None
+        if not order:
             solver.ready(names, self)
             order = self.order(names, profile, replaces)
         return order.obtain(csr, [solver], finalizing, issuer), order.url

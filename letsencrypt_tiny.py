@@ -30,7 +30,7 @@ try:
     sys.path.append(os.path.dirname(os.path.realpath(__file__)))  # python3 -I leaves it out
     from acme_tiny import (DEFAULT_DIRECTORY_URL, AccountKey, AcmeError, Client, HttpFiles,
                            MacKey, OrderFailed, Solver, Stateless, ToolError, UNBOUND, b64,
-                           check_chain, first_certificate, identifiers, is_address, key_kind,
+                           certificates, check_chain, identifiers, is_address, key_kind,
                            make_csr, name_text, openssl, parse_certificate, parse_csr, pem,
                            printable, public_key, renewal_id, self_check, text_in, tls_context,
                            token_of, unb64, utc, within)
@@ -195,6 +195,7 @@ def number(low: float, high: float, kind: type = float):
         if not low <= kind(text) <= high:
             raise ValueError(text)
         return kind(text)
+    read.__name__ = "number"  # as argparse calls it
     return read
 
 
@@ -239,7 +240,8 @@ OPTIONS = (  # key, default (... if it is required), what is expected, reader
      lambda text: servers(matching(".*")(text))[0]),
     ("dns-servers", None, "addresses, or address@port", servers),
     ("served", None, "host:port, host:port/smtp, name@host:port/xmpp and the like", matching(
-        r"([A-Za-z0-9._-]+@)?(\[[0-9A-Fa-f:.]+\]|[^\s@/\[\]]+):(?P<port>[0-9]{1,5})"
+        r"([A-Za-z0-9._-]+@)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?)"
+        r":(?P<port>[0-9]{1,5})"
         r"(/([ls]mtp|imap|pop3|sieve|ldap|xmpp(-server)?|nntp|ftp|irc|mysql|postgres))?", True)),
 )
 Config = namedtuple("Config", [row[0].replace("-", "_") for row in OPTIONS] + ["file"])
@@ -349,6 +351,7 @@ def check_owner(what: str, file: str):
         part = "/".join(parts[:count]) or "/"
         try:
             info = os.lstat(part)
+            os.stat(part)  # a link may lead to nothing, or to itself
         except OSError as error:
             raise Problem(f"{what}: {reason(error)}")
         link, sticky = stat.S_ISLNK(info.st_mode), info.st_mode & stat.S_ISVTX
@@ -444,14 +447,13 @@ def read_crt(file: str):
     if data is None:
         return None
     try:
-        found = [der for label, der in pem(data.decode("ascii", "replace"))
-                 if label == "CERTIFICATE"]
+        found = certificates(data)
         leaf = parse_certificate(found[0])
         return Crt(tuple(leaf.names), leaf.not_before, leaf.not_after, sha256(leaf.spki),
                    sha256(data), sha256(found[0]), name_text(leaf.issuer),
                    leaf.issuer == leaf.subject, os.stat(file).st_mtime, len(found),
                    leaf.serial.lstrip(b"\0").hex())
-    except (ValueError, IndexError):
+    except ValueError:
         return Crt((), 0, 0, "", sha256(data))
 
 
@@ -580,7 +582,7 @@ def known_to_fit(config: Config, facts: Facts) -> bool:
     """Did DNS have the live key when it was last looked at? As long as it was not live then, this
     says nothing of names that are new since."""
     dns, spki = facts.state.get("dns", {"fits": []}), facts.live_key.spki
-    return spki in dns["fits"] and (dns["asked"] == asked(config) or dns["keys"][0] == spki)
+    return spki in dns["fits"] and (dns["asked"] == asked(config) or dns["keys"][:1] == [spki])
 
 
 def option(config: Config, key: str):
@@ -847,7 +849,8 @@ def live_at_once(config: Config, facts: Facts):
             " (until the old TLSA records are out of all caches, who has them refuses it)"
             if early else ""))
     if not config.staging_hours and ready(config, facts):
-        return Step("unstage", "", "there is no staging time", 0, ("clock",))
+        when = old_time(config, facts) if config.standby == "yes" else 0
+        return Step("unstage", "", "there is no staging time", when, ("clock",))
 
 
 def live_later(config: Config, facts: Facts):
@@ -1120,9 +1123,10 @@ def zone_servers(config: Config, owner: str) -> dict:
             zones = [record[0] for record in soa.records + soa.authority
                      if record[1] == SOA and f".{owner}".endswith(f".{record[0]}")]
             name = name.partition(".")[2]
-        found = {name: [socket.inet_ntop(socket.AF_INET, data) for data in find(name, A)] + [
-            socket.inet_ntop(socket.AF_INET6, data) for data in find(name, AAAA)]
-            for zone in zones[:1] for name in find(zone, NS)}
+        # Sorted: resolvers shuffle them, and what is wrong is to be the same text each time
+        found = {name: [socket.inet_ntop(family, data) for kind, family in (
+            (A, socket.AF_INET), (AAAA, socket.AF_INET6)) for data in sorted(find(name, kind))]
+            for zone in zones[:1] for name in sorted(find(zone, NS))}
     except (ValueError, OSError) as error:
         raise ValueError(f"the servers of the zone of {owner} are not found ({reason(error)}): set "
                          "dns-servers")
@@ -1270,8 +1274,10 @@ def judge(keys: list, must: list, look: Look, server: str, owner: str, answer: A
     digests = {record[3:].hex() for record in records if record[:3] == b"\3\1\1"}
     look.found[f"{owner} {server}"] = set(names) <= digests
     if not digests:
-        kept = [f" (that may stay cached for {record[2]} s)" for record in answer.authority
-                if record[1] == SOA and not answer.authoritative]
+        # By RFC 2308 section 5; what is left of that in a cache would be another text each time
+        kept = [f" (that may stay cached for {int.from_bytes(data[-4:], 'big')} s)"
+                for _, kind, _, data in answer.authority
+                if kind == SOA and not answer.authoritative]
         look.outage.append(f"{told} no TLSA record 3 1 1{''.join(kept)}")
     for key in [key for key in must if key not in digests] if digests else ():
         name = names.get(key, "the old key, which services may still use")
@@ -1287,7 +1293,7 @@ def judge_others(keys: list, look: Look, told: str, records: list):
     ours = b"\3\1\1" + bytes.fromhex(keys[0][1])
     kinds = {record[:1] for record in records}
     if kinds == {b"\3"} and ours not in records:  # a CA's (2) may fit a new key, too
-        others = ", ".join(record[3:].hex() for record in records)
+        others = ", ".join(sorted(record[3:].hex() for record in records))
         look.foreign.append(f"{told} TLSA records of other keys only ({others})")
     long = {record[3:].hex() for record in records if record[:3] == b"\3\1\2"}
     look.wrong.extend(f"{told} no 3 1 2 record for '{name}', but of other keys"
@@ -1305,13 +1311,14 @@ def look_at_services(config: Config, spki: str) -> list:
         name, host, port, protocol = re.match(
             r"(?:(.*)@)?\[?(.*?)\]?:([0-9]+)(?:/(.*))?\Z", service).groups()
         try:
-            known = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+            known = sorted(socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM))
         except OSError as error:
-            known = problems.append(f"{service} has no address: {error}") or ()
+            problems.append(f"{service} has no address: {error}")
+            continue
         for address, asked in {(info[4][0], asked): 0 for info in known
                                for asked in names_of_service(config, name, host)}:
             only = asked == host and len(known) == 1
-            where = service if only else f"{service} ({asked} {address})"
+            where = service if only else f"{service} ({f'{asked} {address}'.strip()})"
             try:
                 shown = keys_of_service(f"[{address}]:{port}", asked, protocol)
                 if spki not in shown:  # which asks no longer than needed
@@ -1347,7 +1354,7 @@ def keys_of_service(where: str, name: str, protocol: str):
             shown, failure = error.output, error
         if b"BEGIN CERT" in shown:  # without -showcerts one certificate, the leaf
             any_shown = True
-            yield sha256(parse_certificate(first_certificate(shown)).spki)
+            yield sha256(parse_certificate(certificates(shown)[0]).spki)
     if not any_shown:
         raise failure
 
@@ -1479,7 +1486,7 @@ class DnsHook(Solver):
 
     def present(self, tasks: list):
         """Have the records made, and wait until all servers show them, for so long. Raises
-        OSError."""
+        Problem, OSError."""
         self.put(tasks)
         seconds = self.line.config.propagation_seconds
         end, wrong = time.monotonic() + seconds, self.missing(tasks)
@@ -1493,14 +1500,11 @@ class DnsHook(Solver):
                          f"{'; '.join(wrong)}")
 
     def put(self, tasks: list):
-        """Have the records made. Raises OSError."""
+        """Have the records made. Raises Problem, OSError."""
         self.records = self.records + tasks
         self.note(list(self.records))
         for task in tasks:
-            try:
-                run_hook(self.line, self.staged, "challenge-hook", "deploy_challenge", *task)
-            except Problem as problem:
-                raise ToolError(str(problem))
+            run_hook(self.line, self.staged, "challenge-hook", "deploy_challenge", *task)
 
     def missing(self, tasks: list) -> list:
         """Where the records are missing (list of str), at all of the zone's own servers."""
@@ -1657,17 +1661,19 @@ class Pipe:
         return dict(json.loads(line, object_hook=lambda found: unb64(found["bytes"]) if list(
             found) == ["bytes"] else found))
 
-    def call(self, name: str, *args, **served):
+    def call(self, name: str, *args, seconds: float = CALL_SECONDS, **served):
         """What a function of the other process returns, or its error. Raises AcmeError if that
-        process itself fails."""
-        end, self.served = time.monotonic() + CALL_SECONDS, served
+        process itself fails, or takes so long, without what it calls for."""
+        end, self.served = time.monotonic() + seconds, served
         try:
             self.send(call=name, args=args)
             for _ in range(MESSAGES):
                 message = within(max(0.01, end - time.monotonic()), self.receive)
                 if "call" not in message:
                     break
+                begin = time.monotonic()
                 self.serve(message)
+                end += time.monotonic() - begin
             result, error = message.get("result"), "error" in message and error_of(message)
         except Exception as failure:  # whatever a strange message makes Python raise
             end_children()
@@ -1712,9 +1718,10 @@ def child_of(config: Config) -> Pipe:
 
 def end_children():
     """End the processes of run-as."""
+    from contextlib import suppress
     while children:
         _, pipe = children.popitem()
-        with pipe.process as process:
+        with suppress(OSError), pipe.process as process:  # which may be gone
             process.kill()
 
 
@@ -1754,9 +1761,9 @@ class FarClient:
         key = self.key and [self.key.alg, self.key.jwk, self.key.thumbprint]
         return believed(child_of(self.config).call(
             "client", self.config, self.contact, key, self.eab and self.eab.kid, self.account, name,
-            *args, sign=self.sign, mac=lambda data: self.sign_part(self.eab, self.key.jwk, data),
-            known=self.known, news=lambda text: say(printable(text)), log=self.log, **served),
-            METHODS[name])
+            *args, seconds=CALL_SECONDS + self.config.propagation_seconds, sign=self.sign,
+            mac=lambda data: self.sign_part(self.eab, self.key.jwk, data), known=self.known,
+            news=lambda text: say(printable(text)), log=self.log, **served), METHODS[name])
 
     def known(self, account: str, skew: float):
         """Note what the other process knows by now."""
@@ -1941,13 +1948,16 @@ def write_file(file: str, data: bytes, mode: int = 0o600, like: str = None, temp
 def copy_rights(like: str, fd: int, file: str):
     """Give the file behind fd the owner, group, mode and POSIX ACL of the file like. What cannot be
     given is said; then nobody else may read it. file: its name, for people. Raises OSError."""
+    import errno
     info, acl = os.stat(like), "system.posix_acl_access"
     try:
         os.fchown(fd, info.st_uid, info.st_gid)  # even a new file's group may not be ours (setgid)
         os.fchmod(fd, stat.S_IMODE(info.st_mode))
         if acl in (os.listxattr(like) if hasattr(os, "listxattr") else ()):
             os.setxattr(fd, acl, os.getxattr(like, acl))
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EINVAL):
+            raise
         say(f"{file} cannot be given owner {info.st_uid}, group {info.st_gid} and rights of {like}"
             f" ({error.strerror}): only its owner may read it")
         os.fchmod(fd, stat.S_IMODE(info.st_mode) & 0o700)
@@ -2066,19 +2076,19 @@ def clean_up(line: Line):
     """Remove what a killed run left: temporary and challenge files; tighten keys of 2017.
     Raises OSError, Problem."""
     config, state = line.config, read_state(line)
-    left, records = state.get("challenges"), state.get("records") if config.challenge_hook else None
     remove(config, [line.temp, line.state + ".tmp"] + [
         file + ".tmp" for pair in (line.live, line.staging) for file in (pair.key, pair.crt)])
-    if left:
-        solver = HttpFiles(config.challenge_dir, trouble=lambda text: complain(config.file, text))
-        solver.paths = left
-        solver.remove()
-        update_state(line, challenges=solver.paths or None)
-    if records:
-        solver = DnsHook(line, False, trouble=lambda text: complain(config.file, text))
-        solver.records = records
-        solver.remove()
-        update_state(line, records=solver.records or None)
+
+    def trouble(text):
+        complain(config.file, text)
+
+    files = HttpFiles(config.challenge_dir, trouble=trouble)
+    zone = DnsHook(line, False, trouble=trouble)
+    files.paths, zone.records = [list(state.get(name, ())) for name in ("challenges", "records")]
+    files.remove()
+    if config.challenge_hook:
+        zone.remove()
+    update_state(line, challenges=files.paths or None, records=zone.records or None)
     if os.path.lexists(config.account_key):
         make_account_key(config)
     for file in line.live.key, line.staging.key, config.account_key:
@@ -2143,10 +2153,12 @@ class Run:
             why = f": {step.why}" if tell_why and step.verb not in ("request", "hook") else ""
             say(text_of(self.config, step, facts) + why)
             getattr(self, "do_" + step.verb)(facts, step.what)
-        except (Problem, AcmeError, OSError) as error:
+        except (Problem, ValueError, OSError) as error:
             self.failed.add((step.verb, step.what))
-            self.looks[step.what] = [reason(error)]
             self.tell(reason(error))
+            if step.verb == "look":
+                self.looks[step.what] = [reason(error)]
+                return
         # What was seen before says nothing of what is there now; but the clock goes on
         self.looks = {what: self.looks[what] for what in self.looks if what == "clock"}
 
@@ -2181,7 +2193,7 @@ class Run:
     def ari_note(self, known: dict, text: bytes) -> dict:
         """The note of when the CA wants a certificate (PEM) renewed; None if it does not tell that.
         known: the note before."""
-        der, wait = first_certificate(text), None
+        der, wait = certificates(text)[0], None
         note = {"crt": sha256(der), "directory": self.config.directory_url, "start": 0.0,
                 "end": 0.0, "when": 0.0, "url": ""}
         note = known if known and known["crt"] == note["crt"] else note
@@ -2196,7 +2208,7 @@ class Run:
             if url and url != note["url"]:
                 say(f"Why the CA wants '{self.config.live}' renewed: {printable(url)}")
             note = {**note, "url": url}
-        except (AcmeError, OSError, ValueError) as error:
+        except (ValueError, OSError) as error:
             wait = getattr(error, "retry_after", None)
             self.log(reason(error))
         wait = min(max(HOUR, 6 * HOUR if wait is None else wait), DAY)
@@ -2284,9 +2296,9 @@ class Run:
             self.obtain(facts, what)
             self.notes.update(retry=None, order=None)
         except Stopped:
-            self.note(**self.notes, retry=before)
+            self.note(**{"retry": before, **self.notes})
             raise
-        except (AcmeError, OSError) as failure:
+        except (Problem, ValueError, OSError) as failure:
             error, self.notes["retry"] = failure, self.retry_note(facts, failure)
         try:
             self.note(**self.notes)
@@ -2349,7 +2361,7 @@ class Run:
         crt, here = facts.live_crt, self.config.directory_url
         ours = crt and facts.state.get("issued", {}).get(crt.leaf) == here
         if what == "live" and ours and self.client.directory("renewalInfo"):
-            return renewal_id(first_certificate(read_file(self.line.live.crt)))
+            return renewal_id(certificates(read_file(self.line.live.crt))[0])
 
     def install(self, facts: Facts, pair: Pair, crt: Crt, text: str):
         """Put a chain (PEM) that the CA sent in the place of a Crt, or of none. Raises OrderFailed
@@ -2378,7 +2390,7 @@ class Run:
                 self.clients[about] = new_client(config, self.log)
             self.client = client = self.clients[about]
             known, found = read_state(self.line).get("account", {"url": None}), client.account
-            client.contact, client.account = config.contact, known["url"]
+            client.config, client.contact, client.account = config, config.contact, known["url"]
             if self.account_note() != {"account": known}:
                 client.account = found
         return self.client
@@ -2487,7 +2499,12 @@ def settle_account_key(config: Config, log):
         return
     with lock(file + ".lock", LOCK_SECONDS):
         if os.path.lexists(new):  # it was not just going on
-            if new_client(config._replace(account_key=new), log).exists():
+            try:
+                holds = new_client(config._replace(account_key=new), log).exists()
+            except AcmeError as error:
+                raise AcmeError(f"is {new} the account's key by now? {error}", error.status,
+                                error.type, error.retry_after)
+            if holds:
                 os.replace(new, file)
             else:
                 os.unlink(new)
@@ -2498,6 +2515,8 @@ def change_account_key(config: Config, client: Client):
     """Give the account another key, which is on disk before the CA is told. Raises AcmeError,
     OSError, Problem."""
     file, new = config.account_key, config.account_key + ".new"
+    if not client.directory("keyChange"):
+        raise Problem("this CA offers no keyChange")
     with lock(file + ".lock", LOCK_SECONDS):
         make_key(new, "ec-p256", like=file)
         client.change_key(AccountKey(new))
@@ -2566,7 +2585,8 @@ def held_back(config: Config, facts: Facts, step: Step, need: str, wrong: list):
                       f"{config.keys}/{config.live}.key, or publish this one beside it first (see "
                       "tlsa), or use init --now"), 1
     if need == "served":
-        return need, f"{text}; an old key stays in DNS, the next run goes on", 1
+        kept = "an old key stays in DNS, " if config.post_keychange else ""
+        return need, f"{text}; {kept}the next run goes on", 1
     return ("dns", *held_by_dns(config, facts, text)) if need in ("dns", "ttl") else None
 
 
@@ -2666,7 +2686,7 @@ def check_hook(name: str, file: str):
     check_owner(name, file)
     with open(file, "rb") as stream:
         first = stream.readline(1000).decode("utf-8", "replace").rstrip("\n")
-    program = first[2:].strip(" \t").split(" ")[0] if first.startswith("#!") else file
+    program = re.split("[ \t]", first[2:].strip(" \t"))[0] if first.startswith("#!") else file
     if not os.access(program, os.X_OK):
         raise Problem(f"{name}: the first line of {file} names {printable(program)}, which is not "
                       "there" + (": save it with Unix line ends" if program[-1:] == "\r" else ""))
@@ -2689,11 +2709,10 @@ def check_claims(line: Line, staging: bool):
                           "give each line its own by live and staging, or remove one config")
 
 
-def act(config: Config, args, force: str, clients: dict) -> int:
-    """init, renew and cron. args: of the command line; force: as in Facts; clients: as of Run.
-    Returns the exit status. Raises Problem, OSError."""
-    line, init = Line(config), force == "init"
-    if force:
+def act(config: Config, args) -> int:
+    """init, renew and cron. Returns the exit status. Raises Problem, OSError."""
+    line, init = Line(config), args.force == "init"
+    if args.force:
         check_edited(config)
     check_machine(config, args.hooks, init)
     if init and os.path.lexists(config.account_key):
@@ -2706,7 +2725,7 @@ def act(config: Config, args, force: str, clients: dict) -> int:
     with lock(line.lock):
         check_claims(line, os.path.lexists(line.staging.key))
         clean_up(line)
-        run = Run(line, args.hooks, force, protocol_log(args.verbose), clients)
+        run = Run(line, args.hooks, args.force, protocol_log(args.verbose), args.clients)
         if init and not os.path.lexists(line.live.key):
             make_first_key(run)
         if init and args.now:
@@ -2745,14 +2764,12 @@ def tell_next(line: Line):
             f"{key}, and root's crontab run cron")
 
 
-def show(config: Config, hooks: bool, force: str) -> int:
+def show(config: Config, args) -> int:
     """Tell what cron or renew would do first, and why. Returns the exit status. Raises Problem,
     OSError."""
-    run = Run(Line(config), hooks, force)
-    run.looks.update(clock=[], ari=[])
-    facts = run.facts()
-    plan = decide(config, facts)
-    say(next_words(config, facts, plan, "Nothing; next: "))
+    run = Run(Line(config), args.hooks, args.force)
+    facts = run.facts()._replace(looks={"clock": [], "ari": []})
+    say(next_words(config, facts, decide(config, facts), "Nothing; next: "))
     return 0
 
 
@@ -2762,25 +2779,22 @@ def next_words(config: Config, facts: Facts, plan: Plan, nothing: str = "") -> s
         return f"{text_of(config, plan.step, facts)}: {plan.step.why}"
     for step, _, wrong in plan.held:
         return f"{nothing}{text_of(config, step, facts)}, which waits: {'; '.join(wrong)}"
-    later = [step for step in plan.later if step.verb != "watch"] or plan.later
-    first = min(later, key=lambda step: step.when)
+    first = min((step for step in plan.later if step.verb != "watch"), key=lambda step: step.when)
     return f"{nothing}{text_of(config, first, facts)}, {utc(first.when)}"
 
 
 def status(config: Config, args) -> int:
     """Tell what is there and what comes next, --json as an object. Returns 1 if something is
     overdue or failed, else 0. Raises Problem, OSError."""
-    run, now = Run(Line(config), True), time.time()
-    state = read_state(run.line)
-    run.looks.update({name: state[name]["wrong"] for name in ("dns", "served") if name in state},
-                     clock=[], ttl=[], fit=[], ari=[])
-    facts = run.facts()
+    facts = Run(Line(config), True).facts()
+    noted = {name: facts.state[name]["wrong"] for name in ("dns", "served") if name in facts.state}
+    facts = facts._replace(looks={**noted, "clock": [], "ttl": [], "fit": [], "ari": []})
     plan = decide(config, facts)
     wrong = troubles(config, facts, plan)
     # What cron will do tonight is not yet overdue
     crt, step = facts.live_crt, plan.step
     grace = min(1.5 * DAY, (crt.not_after - crt.not_before) / 10) if crt else 0
-    late = step and step.verb != "look" and now - step.when > grace
+    late = step and step.verb != "look" and facts.now - step.when > grace
     result = int(bool(late) or any(exit_status for *_, exit_status in wrong))
     if args.json:
         problems = [text for _, text, _ in wrong]
@@ -2788,7 +2802,7 @@ def status(config: Config, args) -> int:
         say(json.dumps(status_object(config, facts, plan, problems, result)))
     else:
         say("\n  ".join(status_words(config, facts, plan) + [text for _, text, _ in wrong] + [
-            f"next: {next_words(config, facts, plan)}"]))
+            f"{'overdue' if late else 'next'}: {next_words(config, facts, plan)}"]))
     return result
 
 
@@ -2806,7 +2820,7 @@ def status_words(config: Config, facts: Facts, plan: Plan) -> list:
 def status_object(config: Config, facts: Facts, plan: Plan, problems: list, result: int) -> dict:
     """What there is of a line, for programs: examples/status.md describes it."""
     line, state = Line(config), facts.state
-    retry = state.get("retry") if blocked_until(config, facts) else None
+    retry = last_failure(config, facts)
     steps = [*([plan.step] if plan.step else []), *[step for step, *_ in plan.held], *plan.later]
     return {
         "config": config.file, "version": __version__, "status": result, "problems": problems,
@@ -2860,14 +2874,21 @@ def hooks_owed(config: Config, facts: Facts) -> list:
                               dns_lacks_keys(config, facts)) if step]
 
 
+def last_failure(config: Config, facts: Facts):
+    """The note of a request that failed, and was not made again yet, or None."""
+    retry = facts.state.get("retry")
+    known = retry and (blocked_until(config, facts) or is_about(config, facts, retry))
+    return retry if known else None
+
+
 def note_words(config: Config, facts: Facts) -> list:
     """What earlier runs noted, for people."""
     lines = [f"'{config.staging}' is {what} since {utc(since)}" for what, since in (
         ("published", published_since(facts)),
         ("seen in DNS", config.tlsa and seen_since(config, facts))) if since and has_pair(facts)]
-    owed, retry = hooks_owed(config, facts), facts.state.get("retry")
+    owed, retry = hooks_owed(config, facts), last_failure(config, facts)
     lines += [f"last failure: {retry['error']}; next request from {utc(retry['after'])}"] if (
-        retry and (blocked_until(config, facts) or is_about(config, facts, retry))) else []
+        retry) else []
     lines += [f"hooks owed: {', '.join(step.what for step in owed)}"] if owed else []
     for name, wanted in ("dns", config.tlsa), ("served", config.served):
         if wanted and name in facts.state:
@@ -2952,11 +2973,12 @@ def revoke(config: Config, args) -> int:
     line, compromised = Line(config), args.reason == "keycompromise"
     file = args.file or line.live.crt
     try:
-        der = first_certificate(read_file(file) or b"")
+        der = certificates(read_file(file) or b"")[0]
         spki = sha256(parse_certificate(der).spki)
     except ValueError as error:
         raise Problem(f"{file} is no certificate: {error}")
-    client, key = Run(line).open_client(), key_file(config, spki) if compromised else ""
+    run = Run(line, log=protocol_log(args.verbose))
+    client, key = run.open_client(), key_file(config, spki) if compromised else ""
     if key:  # who has the key may say so, whoever ordered the certificate
         client = new_client(config._replace(account_key=key), client.log)
     elif not client.account:
@@ -2997,9 +3019,11 @@ def check(config: Config, args) -> int:
     problems = []
     if len(args.config) > 1:
         say(f"{config.file}:")
-    for part, *more in [(check_edited, config), *machine_checks(config, True, True),
-                        *[(part, config) for part in (
-                            check_line, check_ca, check_port_80, check_dane, check_zones)]]:
+    for part, *more in [
+            (check_edited, config), *machine_checks(config, True, True), (check_line, config),
+            (check_ca, config, protocol_log(args.verbose)), (check_port_80, config),
+            (check_dane, config), (outside, config, look_at_zones),
+            (outside, config, look_at_mail)]:
         try:
             problems += part(*more) or ()
         except (Problem, ValueError, OSError) as error:
@@ -3017,10 +3041,10 @@ def check_line(config: Config):
         Run(line).facts()
 
 
-def check_ca(config: Config) -> list:
+def check_ca(config: Config, log) -> list:
     """What is wrong with the CA, as far as it is asked without an account. Tells where its terms
-    are. Raises AcmeError, OSError."""
-    client = new_client(config, lambda text: None)
+    are. log: as of Client. Raises AcmeError, OSError."""
+    client = new_client(config, log)
     client.ask_nonce()
     client.check_profile(config.profile)
     terms = text_in(client.meta(), "termsOfService") or "none"
@@ -3067,27 +3091,17 @@ def check_dane(config: Config) -> list:
         if config.served and facts.live_crt else [])
 
 
-def check_zones(config: Config) -> list:
-    """What is wrong with zones that must show challenges, and with where mail goes. Raises
-    ValueError, OSError."""
-    return outside(config, look_at_zones) + outside(config, look_at_mail)
-
-
-def run_line(file: str, args, force: str, clients: dict) -> int:
-    """Do the command for the line of a config file. args: of the command line; force: as in Facts;
-    clients: as of Run. Returns the exit status."""
+def run_line(file: str, args) -> int:
+    """Do the command for the line of a config file. args: of the command line. Returns the exit
+    status."""
     try:
         file = os.path.abspath(file)
         config = read_config(file)
         check_owner("the config", file)
-        others = {"tlsa": tlsa, "status": status, "account": account, "revoke": revoke,
-                  "check": check}
-        if args.command in others:
-            return others[args.command](config, args)
         if getattr(args, "dry_run", False):
-            return show(config, args.hooks, force)
-        return act(config, args, force, clients)
-    except (Problem, AcmeError, OSError) as error:
+            return show(config, args)
+        return COMMANDS[args.command][0](config, args)
+    except (Problem, ValueError, OSError) as error:
         complain(file, reason(error))
         result = error.status if isinstance(error, Problem) else 1
         if args.command == "status" and args.json:
@@ -3099,7 +3113,7 @@ def run_line(file: str, args, force: str, clients: dict) -> int:
 def stop(number: int, _):
     """Signal handler: end in order, and only once."""
     for other in SIGNALS:
-        signal.signal(other, signal.SIG_IGN)
+        signal.signal(other, lambda *args: None)  # SIG_IGN would be inherited by hooks
     raise Stopped(number)
 
 
@@ -3120,20 +3134,20 @@ def prepare():
             signal.signal(number, stop)
 
 
-COMMANDS = {  # name -> its options besides -c and -v, what it does, an example
-    "check": ("hooks", "tell what is wrong, before the CA is asked for anything", "check"),
-    "init": ("hooks now", "make folders, account key, live key and certificate; once, by hand",
+COMMANDS = {  # name -> its function, options besides -c and -v, what it does, an example
+    "check": (check, "hooks", "tell what is wrong, before the CA is asked for anything", "check"),
+    "init": (act, "hooks now", "make folders, account key, live key and certificate; once, by hand",
              "init -k"),
-    "renew": ("hooks dry-run new-key now", "obtain new certificates now; with --new-key a new "
+    "renew": (act, "hooks dry-run new-key now", "obtain new certificates now; with --new-key a new "
               "private key, which is staged", "renew -k"),
-    "cron": ("hooks dry-run", "do whatever is due, silent when nothing is; daily", "cron -k"),
-    "status": ("hooks json", "tell what is there and what comes next; exit status 1 if something "
-               "is overdue or failed", "status"),
-    "tlsa": ("hooks json nsupdate check", "tell the TLSA records that DNS must hold, as lines "
-             "of a zone file", "tlsa --check"),
-    "account": ("new-key deactivate", "tell the account's URL, and what web servers and DNS may "
-                "show of it; with --new-key, give it another key", "account"),
-    "revoke": ("", "revoke live.crt, or the certificate in FILE",
+    "cron": (act, "hooks dry-run", "do whatever is due, silent when nothing is; daily", "cron -k"),
+    "status": (status, "hooks json", "tell what is there and what comes next; exit status 1 if "
+               "something is overdue or failed", "status"),
+    "tlsa": (tlsa, "hooks json nsupdate check", "tell the TLSA records that DNS must hold, as "
+             "lines of a zone file", "tlsa --check"),
+    "account": (account, "new-key deactivate", "tell the account's URL, and what web servers and "
+                "DNS may show of it; with --new-key, give it another key", "account"),
+    "revoke": (revoke, "", "revoke live.crt, or the certificate in FILE",
                "revoke --reason keycompromise")}
 REASONS = {"unspecified": 0, "keycompromise": 1, "affiliationchanged": 3, "superseded": 4,
            "cessationofoperation": 5}
@@ -3158,7 +3172,7 @@ def form(prog: str):
 
 def add_command(commands, name: str):
     """Add a command, with its options, to what argparse has for all of them."""
-    options, text, example = COMMANDS[name]
+    _, options, text, example = COMMANDS[name]
     command = commands.add_parser(
         name, help=text, description=text, formatter_class=form, allow_abbrev=False,
         epilog=f"example: letsencrypt-tiny -c /etc/letsencrypt-tiny/example.org.conf {example}")
@@ -3218,11 +3232,11 @@ def main(argv: list = None) -> int:
         if args.version:
             say(f"letsencrypt-tiny {__version__}, SHA-256 {sha256(read_file(__file__))}")
             return 0
-        force = args.command if args.command in ("init", "renew") else ""
-        if force == "renew" and args.new_key:
-            force = "now" if args.now else "new-key"
-        clients = {}
-        return max([run_line(file, args, force, clients) for file in args.config])
+        args.force = args.command if args.command in ("init", "renew") else ""  # as in Facts
+        if args.force == "renew" and args.new_key:
+            args.force = "now" if args.now else "new-key"
+        args.clients = {}  # as of Run
+        return max([run_line(file, args) for file in args.config])
     except SystemExit as ended:  # --help
         return ended.code
     except Problem as problem:
