@@ -435,5 +435,110 @@ class Words(Case):
             self.assertEqual((done.returncode, done.stdout, done.stderr), (0, '', ''))
 
 
+class Audited(Case):
+    """What was found by reading the program from top to bottom."""
+
+    def test_a_key_that_stands_by_where_there_is_no_staging_time(self):
+        """It stays staged until the live key is too old."""
+        line = self.use(standby='yes', staging_hours=0, max_key_age_days=100)
+        line.run('init', check=0)
+        live, count = read(line.key()), len(self.ca.orders)
+        self.assertTrue(os.path.exists(line.key('staging')))
+        for hours in 1, 30:
+            self.assertEqual(line.run('cron', check=0, after=hours * HOUR).stdout, '')
+        self.assertEqual((read(line.key()), len(self.ca.orders)), (live, count))
+        line.age('live', 101)
+        line.run('cron', check=0)
+        self.assertNotEqual(read(line.key()), live)
+
+    def test_a_hook_that_puts_other_blocks_before_the_certificate(self):
+        """The certificate is still the certificate: for renewals, ARI and revoke."""
+        self.ca.ari = {'suggestedWindow': {'start': '2055-01-01T00:00:00Z',
+                                           'end': '2055-01-02T00:00:00Z'}}
+        self.addCleanup(setattr, self.ca, 'ari', None)
+        line = self.use()
+        line.hook(CERTCHANGE, """printf -- '-----BEGIN DH PARAMETERS-----\\nMAYCAQI=\\n%s\\n' \\
+            '-----END DH PARAMETERS-----' | cat - "$LIVE_CRT" > "$LIVE_CRT.x"
+            cat "$LIVE_CRT.x" > "$LIVE_CRT" """)
+        line.run('init', hooks=True, check=0)
+        self.assertTrue(read(line.crt()).startswith(b'-----BEGIN DH'))
+        line.run('renew', hooks=True, check=0)
+        self.assertTrue(self.ca.orders[-1].replaces)
+        self.assertIn('Revoked', line.run('revoke', check=0).stdout)
+
+    def test_a_host_that_cannot_be_one(self):
+        for host in 'mx..example.org', 'x' * 64 + '.example.org':
+            line = self.use(served=host + ':25')
+            self.refused('init', status=2, parts=('served: expected',))
+
+    def test_a_look_of_which_no_note_can_be_made(self):
+        """It is not tried again in the same run, and told."""
+        line = self.settled(served='127.0.0.1:1')
+        line.run('cron', check=1)
+        os.mkdir(line.state_file() + '.tmp')
+        done = line.run('cron', check=1, after=2 * DAY, timeout=PATIENCE)
+        self.assertNotIn('does not settle', done.stderr)
+        self.assertIn('cannot be written', done.stderr)
+        os.rmdir(line.state_file() + '.tmp')
+
+    def test_a_service_that_is_away_is_told_once_a_day(self):
+        """Though openssl words it with the number of a thread, another one each time."""
+        line = self.settled(served='127.0.0.1:1')
+        self.assertIn('cannot be reached', line.run('cron', check=1).stderr)
+        for hours in 1, 5:
+            self.assertEqual(line.run('cron', check=1, after=hours * HOUR).stderr, '')
+        self.assertIn('cannot be reached', line.run('cron', check=1, after=25 * HOUR).stderr)
+
+    def test_a_file_system_without_access_lists(self):
+        """What cannot be given is said, and stops nothing; but a disk that fails does."""
+        line = self.settled()
+        code = """
+import os
+def no(*args, **options):
+    raise OSError(%d, os.strerror(%d))
+os.fchown = no
+"""
+        before = read(line.key())
+        done = line.run('renew', '--new-key', '--now', check=0, code=code % (95, 95))
+        self.assertIn('cannot be given owner', done.stdout)
+        self.assertNotEqual(read(line.key()), before)
+        self.assertEqual(mode(line.key()), 0o600)
+        done = line.run('renew', '--new-key', '--now', check=1, code=code % (5, 5))
+        self.assertIn('cannot be written', done.stderr)
+
+    @only_if(os.geteuid() == 0)
+    def test_a_link_that_leads_to_itself(self):
+        line = self.settled()
+        os.rename(line.path('backups'), line.path('kept'))
+        os.symlink('backups', line.path('backups'))
+        self.refused('cron', parts=('backups: ', 'symbolic links'))
+
+    def test_a_tab_in_the_first_line_of_a_hook(self):
+        line = self.use()
+        line.set(post_certchange=write(line.path('hook'), '#!/bin/sh\t-e\nexit 0\n', 0o755))
+        line.run('init', hooks=True, check=0)
+
+    def test_an_order_that_the_ca_has_forgotten(self):
+        """The same run orders anew."""
+        line = self.use()
+        self.ca.fault('finalize', 'status', status=500, body=b'')
+        line.run('init', check=1)
+        self.ca.fault('order-poll', 'status', status=404, body=b'{"detail": "no such order"}')
+        line.run('renew', check=0)
+        self.good()
+
+    def test_a_change_of_the_account_key_that_the_ca_does_not_offer(self):
+        """No key is left that every later run would ask about."""
+        line = self.settled()
+        self.ca.fault('directory', 'edit', edit=lambda found: found.pop('keyChange') and None)
+        self.assertIn('offers no keyChange', line.run('account', '--new-key', check=1).stderr)
+        self.assertFalse(os.path.exists(line.path('account.key.new')))
+
+    def test_what_is_overdue_is_called_so(self):
+        line = self.settled()
+        plant(line, self.ca, key='live', age=80)
+        self.assertIn('overdue: Obtaining', line.run('status', check=1).stdout)
+
+
 if __name__ == '__main__':
     unittest.main()
