@@ -185,6 +185,22 @@ class Works(Case):
         self.assertIn('no TLSA record', line.run('tlsa', '--check', check=1).stdout)
         self.assertIn('no TLSA record', line.run('cron', hooks=True, check=1).stderr)
 
+    def test_two_lines_of_one_account(self):
+        """Each is proved as its own config says."""
+        first = self.use()
+        line = self.use(challenge='dns-01', dns_servers='127.0.0.1@%d' % free_port(),
+                        propagation_seconds=0, domains='b.example.org')
+        line.set(account_key=first.path('account.key'), challenge_hook=write(
+            line.path('challenge-hook'), '#!/bin/sh\necho "$@" >> %s\n' % line.path('records'),
+            0o755))
+        self.ca.txt = lambda name: [row.split()[3] for row in read(
+            line.path('records')).decode().splitlines()]
+        self.ca.http_port = first.web.port
+        done = line.run('init', '-c', first.config, check=0)
+        self.assertIn('%s: warning: after 0 seconds' % line.config, done.stderr)
+        for one in first, line:
+            self.assertTrue(pair_matches(one.key(), one.crt()))
+
     def test_services(self):
         port = free_port()
         line = self.use(served='127.0.0.1:%d' % port)
