@@ -2790,112 +2790,100 @@ def status(config: Config, args) -> int:
     noted = {name: facts.state[name]["wrong"] for name in ("dns", "served") if name in facts.state}
     facts = facts._replace(looks={**noted, "clock": [], "ttl": [], "fit": [], "ari": []})
     plan = decide(config, facts)
-    wrong = troubles(config, facts, plan)
+    wrong, coming = troubles(config, facts, plan), next_words(config, facts, plan)
     # What cron will do tonight is not yet overdue
     crt, step = facts.live_crt, plan.step
     grace = min(1.5 * DAY, (crt.not_after - crt.not_before) / 10) if crt else 0
     late = step and step.verb != "look" and facts.now - step.when > grace
     result = int(bool(late) or any(exit_status for *_, exit_status in wrong))
+    problems = [text for _, text, _ in wrong] + ([f"overdue: {coming}"] if late else [])
+    found = status_object(config, facts, plan, iso if args.json else utc)
     if args.json:
-        problems = [text for _, text, _ in wrong]
-        problems += [f"overdue: {next_words(config, facts, plan)}"] if late else []
-        say(json.dumps(status_object(config, facts, plan, problems, result)))
+        say(json.dumps({**found, "status": result, "problems": problems}))
     else:
-        say("\n  ".join(status_words(config, facts, plan) + [text for _, text, _ in wrong] + [
-            f"{'overdue' if late else 'next'}: {next_words(config, facts, plan)}"]))
+        say("\n  ".join([*status_words(config, found), *problems,
+                         *([] if late else [f"next: {coming}"])]))
     return result
 
 
-def status_words(config: Config, facts: Facts, plan: Plan) -> list:
-    """What there is of a line, for people."""
-    lines, line = [f"{config.file}: {' '.join(config.domains)}"], Line(config)
-    for pair, key, crt in ((line.live, facts.live_key, facts.live_crt),
-                           (line.staging, facts.staging_key, facts.staging_crt)):
-        lines += pair_words(facts, pair, key, crt) if key else []
-    wanted = facts.live_crt and wanted_time(config, facts)
-    lines += [f"the CA wants '{config.live}' renewed {utc(wanted)}"] if wanted else []
-    return lines + note_words(config, facts)
+def iso(seconds: float) -> str:
+    """Seconds since 1970 as a text such as 2026-11-23T06:32:00Z (ISO 8601)."""
+    return utc(seconds, "%Y-%m-%dT%H:%M:%SZ")
 
 
-def status_object(config: Config, facts: Facts, plan: Plan, problems: list, result: int) -> dict:
-    """What there is of a line, for programs: examples/status.md describes it."""
-    line, state = Line(config), facts.state
-    retry = last_failure(config, facts)
-    steps = [*([plan.step] if plan.step else []), *[step for step, *_ in plan.held], *plan.later]
+def status_object(config: Config, facts: Facts, plan: Plan, form) -> dict:
+    """What there is of a line: examples/status.md describes it. form: makes the text of a time
+    (seconds since 1970)."""
+    line, retry = Line(config), facts.state.get("retry")
+    failed = retry and (blocked_until(config, facts) or is_about(config, facts, retry))
+    owed = services_lack_certificate(config, facts), dns_lacks_keys(config, facts)
+    steps = filter(None, [plan.step, *[step for step, *_ in plan.held], *plan.later])
+
+    def since(seconds):
+        return None if seconds is None else form(seconds)
+
     return {
-        "config": config.file, "version": __version__, "status": result, "problems": problems,
+        "config": config.file, "version": __version__,
         "domains": config.domains, "directory_url": config.directory_url,
-        "live": pair_object(line.live, facts.live_key, facts.live_crt),
-        "staging": pair_object(line.staging, facts.staging_key, facts.staging_crt),
-        "published": iso(published_since(facts)),
-        "seen_in_dns": iso(seen_since(config, facts)) if config.tlsa else None,
-        "renewal_wanted": iso(wanted_time(config, facts)) if facts.live_crt else None,
-        "hooks_owed": [step.what for step in hooks_owed(config, facts)],
-        "evidence": {name: {"looked_at": iso(note["at"]), "wrong": note["wrong"]}
-                     for name, note in sorted(state.items()) if name in ("dns", "served")
-                     and option(config, name if name == "served" else "tlsa")},
-        "last_failure": retry and {"error": retry["error"], "next_request": iso(retry["after"])},
+        "live": pair_object(facts, line.live, facts.live_key, facts.live_crt, form),
+        "staging": pair_object(facts, line.staging, facts.staging_key, facts.staging_crt, form),
+        "published": since(published_since(facts)),
+        "seen_in_dns": since(seen_since(config, facts)) if config.tlsa else None,
+        "renewal_wanted": since(wanted_time(config, facts)) if facts.live_crt else None,
+        "hooks_owed": [step.what for step in owed if step],
+        "evidence": {name: {"looked_at": form(facts.state[name]["at"]),
+                            "wrong": facts.state[name]["wrong"]}
+                     for name, wanted in (("dns", config.tlsa), ("served", config.served))
+                     if wanted and name in facts.state},
+        "last_failure": {"error": retry["error"], "next_request": form(retry["after"])}
+                        if failed else None,
         "held": [{"step": text_of(config, step, facts), "why": step.why, "wrong": wrong}
                  for step, _, wrong in plan.held],
         "next": [{"step": text_of(config, step, facts), "why": step.why,
-                  "when": iso(max(step.when, facts.now))}
+                  "when": form(max(step.when, facts.now))}
                  for step in sorted(steps, key=lambda step: step.when)]}
 
 
-def pair_object(pair: Pair, key: Key, crt: Crt):
-    """What there is of a pair, for programs; None if there is no key."""
+def pair_object(facts: Facts, pair: Pair, key: Key, crt: Crt, form):
+    """What there is of a pair, None if there is no key. form: as of status_object()."""
     return key and {
-        "key": {"path": pair.key, "type": key.kind, "bits": key.bits, "made": iso(key.made),
-                "spki_sha256": key.spki},
-        "certificate": {
+        "key": {"path": pair.key, "type": key.kind, "bits": key.bits, "made": form(key.made),
+                "days_old": round((facts.now - key.made) / DAY), "spki_sha256": key.spki},
+        "certificate": crt and {
             "path": pair.crt, "names": crt.names, "issuer": crt.issuer, "serial": crt.serial,
-            "not_before": iso(crt.not_before), "not_after": iso(crt.not_after),
-            "fits_key": fit(key, crt)} if crt else None}
+            "not_before": form(crt.not_before), "not_after": form(crt.not_after),
+            "days_left": int((crt.not_after - facts.now) // DAY), "fits_key": fit(key, crt)}}
 
 
-def iso(seconds: float):
-    """Seconds since 1970 as a text such as 2026-11-23T06:32:00Z (ISO 8601); of None, None."""
-    return None if seconds is None else utc(seconds, "%Y-%m-%dT%H:%M:%SZ")
+def status_words(config: Config, found: dict) -> list:
+    """What status_object() found, for people."""
+    lines = [f"{config.file}: {' '.join(config.domains)}"]
+    for name, pair in (config.live, found["live"]), (config.staging, found["staging"]):
+        lines += pair_words(name, pair["key"], pair["certificate"]) if pair else []
+    crt, failure = found["staging"] and found["staging"]["certificate"], found["last_failure"]
+    staged = crt and crt["fits_key"]
+    return lines + [label + text for label, text in (
+        (f"the CA wants '{config.live}' renewed ", found["renewal_wanted"]),
+        (f"'{config.staging}' is published since ", staged and found["published"]),
+        (f"'{config.staging}' is seen in DNS since ", staged and found["seen_in_dns"]),
+        ("last failure: ", failure and "; next request from ".join(failure.values())),
+        ("hooks owed: ", ", ".join(found["hooks_owed"])),
+        *[(f"{LOOKS[name]}, looked at {note['looked_at']}: ",
+           "; ".join(note["wrong"]) or "as it must be")
+          for name, note in found["evidence"].items()]) if text]
 
 
-def pair_words(facts: Facts, pair: Pair, key: Key, crt: Crt) -> list:
-    """What there is of a pair, for people."""
-    until = "none for this key" if not fit(key, crt) else (
-        f"until {utc(crt.not_after)} ({(crt.not_after - facts.now) // DAY:.0f} days), for "
-        f"{' '.join(crt.names)}, by {crt.issuer or 'a CA without a name'}")
-    return [f"'{pair.name}' key: {words_of(key)}, made {utc(key.made)} "
-            f"({(facts.now - key.made) / DAY:.0f} days ago), public key SHA-256 {key.spki}: "
-            f"{pair.key}", f"'{pair.name}' certificate: {until}: {pair.crt}"]
-
-
-def hooks_owed(config: Config, facts: Facts) -> list:
-    """The Steps that run a hook, or will, once they may."""
-    return [step for step in (services_lack_certificate(config, facts),
-                              dns_lacks_keys(config, facts)) if step]
-
-
-def last_failure(config: Config, facts: Facts):
-    """The note of a request that failed, and was not made again yet, or None."""
-    retry = facts.state.get("retry")
-    known = retry and (blocked_until(config, facts) or is_about(config, facts, retry))
-    return retry if known else None
-
-
-def note_words(config: Config, facts: Facts) -> list:
-    """What earlier runs noted, for people."""
-    lines = [f"'{config.staging}' is {what} since {utc(since)}" for what, since in (
-        ("published", published_since(facts)),
-        ("seen in DNS", config.tlsa and seen_since(config, facts))) if since and has_pair(facts)]
-    owed, retry = hooks_owed(config, facts), last_failure(config, facts)
-    lines += [f"last failure: {retry['error']}; next request from {utc(retry['after'])}"] if (
-        retry) else []
-    lines += [f"hooks owed: {', '.join(step.what for step in owed)}"] if owed else []
-    for name, wanted in ("dns", config.tlsa), ("served", config.served):
-        if wanted and name in facts.state:
-            note = facts.state[name]
-            lines.append(f"{LOOKS[name]}, looked at {utc(note['at'])}: "
-                         f"{'; '.join(note['wrong']) or 'as it must be'}")
-    return lines
+def pair_words(name: str, key: dict, crt: dict) -> list:
+    """What pair_object() found, for people."""
+    until = f"none for this key: {crt['path']}" if crt else "none"
+    if crt and crt["fits_key"]:
+        until = (f"until {crt['not_after']} ({crt['days_left']} days), for "
+                 f"{' '.join(crt['names'])}, by {crt['issuer'] or 'a CA without a name'}: "
+                 f"{crt['path']}")
+    kind = f"{key['type']} with {key['bits']} bits" if key["bits"] else key["type"]
+    return [f"'{name}' key: {kind}, made {key['made']} ({key['days_old']} days ago), public key "
+            f"SHA-256 {key['spki_sha256']}: {key['path']}",
+            f"'{name}' certificate: {until}"]
 
 
 def tlsa(config: Config, args) -> int:
