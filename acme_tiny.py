@@ -10,8 +10,9 @@ line and the get_crt() of acme-tiny 5.0.3:
 
 API: get_crt(), main(), AcmeError, ToolError, LOGGER. All else may change.
 """
-import binascii, os, re, sys, time
+import base64, json, os, re, sys, time
 from collections import namedtuple
+from datetime import datetime, timezone
 
 __version__ = "1.0"
 DEFAULT_DIRECTORY_URL = "https://acme-v02.api.letsencrypt.org/directory"
@@ -137,7 +138,7 @@ def pem(text: str) -> list:
         r"-----BEGIN ([A-Z0-9 ]+)-----([A-Za-z0-9+/\s]+(?:=\s*){0,2})-----END \1-----", text)]
     if not blocks or len(blocks) != text.count("-----BEGIN") or any(len(b) % 4 for _, b in blocks):
         raise ValueError("it is not PEM")
-    return [(label, binascii.a2b_base64(body)) for label, body in blocks]
+    return [(label, base64.b64decode(body)) for label, body in blocks]
 
 
 def first_certificate(data: bytes) -> bytes:
@@ -248,7 +249,6 @@ def general_name(name: str) -> bytes:
 def der_time(tag: int, body: bytes) -> int:
     """Seconds since 1970 of a UTCTime or GeneralizedTime (RFC 5280 section 4.1.2.5). Raises
     ValueError."""
-    from datetime import datetime, timezone
     text = body.decode("ascii")
     if tag == 0x17:  # a UTCTime has two digits for the years 1950 to 2049
         text = ("19" if text >= "50" else "20") + text
@@ -355,13 +355,11 @@ def check_chain(text: str, spki: bytes, names: list, *clocks: float) -> str:
 
 def b64(data: bytes) -> str:
     """data as base64url without padding, RFC 7515 section 2."""
-    import base64
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def unb64(text: str) -> bytes:
     """The data in a base64url text, with or without padding. Raises ValueError."""
-    import base64
     text = text.strip().rstrip("=")
     return base64.b64decode(text + "=" * (-len(text) % 4), "-_", True)
 
@@ -390,7 +388,7 @@ class AccountKey:
     """
 
     def __init__(self, path: str):
-        import hashlib, json
+        import hashlib
         try:
             with open(path, encoding="ascii", errors="replace") as file:
                 text = file.read()
@@ -421,7 +419,6 @@ class AccountKey:
 def jws(key, head: dict, payload: str) -> dict:
     """A text, signed as flattened JSON (RFC 7515 section 7.2.2), with this protected header. key:
     an AccountKey, or alike. Raises ToolError."""
-    import json
     protected, body = b64(json.dumps({"alg": key.alg, **head}).encode()), b64(payload.encode())
     signature = b64(key.sign(f"{protected}.{body}".encode()))
     return {"protected": protected, "payload": body, "signature": signature}
@@ -536,7 +533,6 @@ class Web:
 
     def connect(self, parts):
         """A new http.client.HTTPSConnection to the host of a URL (urllib's SplitResult)."""
-        import base64
         from http.client import HTTPSConnection
         from urllib.parse import unquote, urlsplit
         proxy, headers = self.proxy, {}
@@ -576,7 +572,6 @@ def final_response():
 
 def http_date(text: str) -> float:
     """Seconds since 1970 of an HTTP-date (RFC 9110 section 5.6.7), or None."""
-    from datetime import timezone
     from email.utils import parsedate_to_datetime
     try:
         return parsedate_to_datetime(text).replace(tzinfo=timezone.utc).timestamp()
@@ -597,7 +592,6 @@ def retry_after(headers) -> int:
 def rfc3339(text: str) -> float:
     """Seconds since 1970 of a date such as 2026-11-26T06:32:00.5+01:00 (RFC 3339 section 5.6).
     Raises ValueError."""
-    from datetime import datetime
     match = re.match(r"([0-9-]{10}[Tt ][0-9:]{8})(\.[0-9]+)?([Zz]|[+-][0-9:]{5})\Z", text)
     if not match:
         raise ValueError("no date")
@@ -620,7 +614,6 @@ def alternates(headers) -> list:
 def parse_json(reply: Reply, **kinds: type) -> dict:
     """The JSON object in a Reply whose members are of these kinds (name=type), at least. Raises
     AcmeError."""
-    import json
     try:
         value = json.loads(reply.body.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -739,7 +732,6 @@ class Client:
     def post(self, what: str, url: str, payload: dict = None) -> Reply:
         """The answer to a signed request (6.2), without a payload POST-as-GET (6.3); what: as in
         fetch(). A refused nonce (6.5) costs another try."""
-        import json
         text = "" if payload is None else json.dumps(payload)
         deadline, tries, resent = time.monotonic() + REQUEST_SECONDS, 0, self.web.resent
         while True:
@@ -761,7 +753,6 @@ class Client:
 
     def register(self):
         """Make the account, or find it by its key (7.3, 7.3.1, 7.3.4); sets .account."""
-        import json
         self.account, url = None, self.directory("newAccount")
         self.log("Registering account...")
         terms = {"termsOfServiceAgreed": True}
@@ -898,7 +889,6 @@ class Client:
 
     def change_key(self, new: AccountKey):
         """Give the account another key (7.3.5)."""
-        import json
         url = self.offered("keyChange")
         inner = jws(new, {"jwk": new.jwk, "url": url}, json.dumps(
             {"account": self.account, "oldKey": self.key.jwk}))
