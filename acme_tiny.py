@@ -10,7 +10,7 @@ line and the get_crt() of acme-tiny 5.0.3:
 
 API: get_crt(), main(), AcmeError, ToolError, LOGGER. All else may change.
 """
-import base64, json, os, re, sys, time
+import base64, itertools, json, os, re, sys, time
 from collections import namedtuple
 from datetime import datetime, timezone
 
@@ -416,10 +416,11 @@ class AccountKey:
         return b"".join(number.lstrip(b"\0").rjust(size, b"\0") for _, number in inside(made))
 
 
-def jws(key, head: dict, payload: str) -> dict:
-    """A text, signed as flattened JSON (RFC 7515 section 7.2.2), with this protected header. key:
-    an AccountKey, or alike. Raises ToolError."""
-    protected, body = b64(json.dumps({"alg": key.alg, **head}).encode()), b64(payload.encode())
+def jws(key, head: dict, payload: dict = None) -> dict:
+    """A payload (None: an empty text), signed as flattened JSON (RFC 7515 section 7.2.2), with this
+    protected header. key: an AccountKey, or alike. Raises ToolError."""
+    protected = b64(json.dumps({"alg": key.alg, **head}).encode())
+    body = "" if payload is None else b64(json.dumps(payload).encode())
     signature = b64(key.sign(f"{protected}.{body}".encode()))
     return {"protected": protected, "payload": body, "signature": signature}
 
@@ -513,21 +514,23 @@ class Web:
         from urllib.parse import urlsplit
         parts = urlsplit(url)
         target = f"{parts.path or '/'}?{parts.query}".rstrip("?")
-        response, connection = None, self.kept.pop(parts.netloc, None)
-        if connection:
-            try:
-                connection.request(method, target, body, headers)
-                response = connection.getresponse()
-            except (ConnectionError, ssl.SSLError, BadStatusLine):
-                self.resent += 1  # the server has closed it meanwhile: once more, on a new one
-        if not response:
-            connection = self.connect(parts)
+        kept = self.kept.pop(parts.netloc, None)
+        connection = kept or self.connect(parts)
+        try:
             connection.request(method, target, body, headers)
             response = connection.getresponse()
+            while response.status < 200:  # it is informational (RFC 9110 section 15.2)
+                response.headers = None   # or it would read no other
+                response.begin()
+        except (ConnectionError, ssl.SSLError, BadStatusLine):
+            if not kept:
+                raise
+            self.resent += 1  # the server has closed it meanwhile: once more, on a new one
+            return self.ask(method, url, body, headers)
         data = response.read(ANSWER_BYTES + 1)
         if len(data) > ANSWER_BYTES or response.length:
             raise ValueError(f"the answer was cut short, or has over {ANSWER_BYTES} bytes")
-        if connection.sock:
+        if connection.sock and not response.will_close:
             self.kept[parts.netloc] = connection
         return Reply(response.status, response.headers, data)
 
@@ -548,26 +551,10 @@ class Web:
             headers["Proxy-Authorization"] = "Basic " + base64.b64encode(login.encode()).decode()
         if proxy:
             connection.set_tunnel(parts.hostname, parts.port or 443, headers)
-        connection.response_class = final_response()
         connection.connect()
         connection.sock.settimeout(REQUEST_SECONDS)
         connection.sock.suppress_ragged_eofs = False  # as in tls_context()
         return connection
-
-
-def final_response():
-    """The class of an http.client.HTTPResponse that is not informational (RFC 9110 section
-    15.2)."""
-    from http.client import HTTPResponse
-
-    class FinalResponse(HTTPResponse):
-        def begin(self):
-            super().begin()
-            while self.status < 200:
-                self.headers = None  # or it would read no other
-                super().begin()
-
-    return FinalResponse
 
 
 def http_date(text: str) -> float:
@@ -677,13 +664,11 @@ class Client:
         self.web, self.eab, self.log, self.news = Web(ca_bundle, proxy), eab, log, news
         self.nonce = self.skew = self.links = None
 
-    def fetch(self, what: str, url: str, body: bytes = None, method: str = None,
+    def fetch(self, what: str, url: str, method: str = "GET", body: bytes = None,
               seconds: float = REQUEST_SECONDS) -> Reply:
-        """The CA's answer to one request. what: what is being done, for errors; body: of a JWS;
-        method: HEAD, or None for GET without a body and POST with one."""
+        """The CA's answer to one request. what: what is being done, for errors; body: a JWS."""
         if not url.lower().startswith("https://"):
             raise AcmeError(f"{what}: the CA names an address that is not https: {printable(url)}")
-        method = method or ("GET" if body is None else "POST")
         headers = {"User-Agent": f"letsencrypt-tiny/{__version__}", "Accept-Language": "en"}
         if body is not None:
             headers["Content-Type"] = "application/jose+json"
@@ -727,27 +712,24 @@ class Client:
     def ask_nonce(self):
         """Have a nonce (7.2) for the next request; with it comes the CA's time."""
         if not self.nonce:
-            self.fetch("getting a nonce", self.directory("newNonce"), method="HEAD")
+            self.fetch("getting a nonce", self.directory("newNonce"), "HEAD")
 
     def post(self, what: str, url: str, payload: dict = None) -> Reply:
         """The answer to a signed request (6.2), without a payload POST-as-GET (6.3); what: as in
         fetch(). A refused nonce (6.5) costs another try."""
-        text = "" if payload is None else json.dumps(payload)
-        deadline, tries, resent = time.monotonic() + REQUEST_SECONDS, 0, self.web.resent
-        while True:
+        deadline, resent = time.monotonic() + REQUEST_SECONDS, self.web.resent
+        for tries in itertools.count(1):
             self.ask_nonce()
             head = {"kid": self.account} if self.account else {"jwk": self.key.jwk}
-            signed = json.dumps(jws(self.key, {**head, "nonce": self.nonce, "url": url}, text))
-            self.nonce, tries = None, tries + 1
-            left = deadline - time.monotonic()
+            signed = jws(self.key, {**head, "nonce": self.nonce, "url": url}, payload)
+            self.nonce, left = None, deadline - time.monotonic()
             try:
-                return self.fetch(what, url, signed.encode(), seconds=max(1, left))
+                return self.fetch(what, url, "POST", json.dumps(signed).encode(), max(1, left))
             except AcmeError as error:
                 pause = 0 if tries < NONCES else 3  # some servers refuse most nonces, to test us
                 # A request whose answer is lost each time may have been obeyed each time
                 obeyed = self.web.resent > resent + 2
-                left = deadline - time.monotonic()
-                if error.type != "badNonce" or obeyed or left < pause:
+                if error.type != "badNonce" or obeyed or time.monotonic() + pause > deadline:
                     raise
             time.sleep(pause)
 
@@ -757,8 +739,8 @@ class Client:
         self.log("Registering account...")
         terms = {"termsOfServiceAgreed": True}
         if self.eab:
-            terms["externalAccountBinding"] = jws(self.eab, {"kid": self.eab.kid, "url": url},
-                                                  json.dumps(self.key.jwk))
+            head = {"kid": self.eab.kid, "url": url}
+            terms["externalAccountBinding"] = jws(self.eab, head, self.key.jwk)
         elif self.meta().get("externalAccountRequired") is True:
             raise AcmeError(UNBOUND)
         contact = {} if self.contact is None else {"contact": self.contact}
@@ -890,8 +872,8 @@ class Client:
     def change_key(self, new: AccountKey):
         """Give the account another key (7.3.5)."""
         url = self.offered("keyChange")
-        inner = jws(new, {"jwk": new.jwk, "url": url}, json.dumps(
-            {"account": self.account, "oldKey": self.key.jwk}))
+        inner = jws(new, {"jwk": new.jwk, "url": url},
+                    {"account": self.account, "oldKey": self.key.jwk})
         self.post("changing the account's key", url, inner)
         self.key = new
 
