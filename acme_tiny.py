@@ -169,14 +169,14 @@ def public_key(text: str) -> bytes:
     if "ENCRYPTED" in text:
         raise ValueError("it needs a passphrase")
     label, key = pem(text)[0] if "-----BEGIN" in text else ("", b"")
-    algorithm = RSA
+    algorithm = RSA if label == "RSA PRIVATE KEY" else b""
     if label == "PRIVATE KEY":
         _, (_, algorithm), (_, key), *_ = inside(key)
-    if label in ("PRIVATE KEY", "RSA PRIVATE KEY") and algorithm == RSA:
+    if algorithm == RSA:
         _, modulus, exponent, *_ = inside(key)
         public = tlv(0x30, tlv(*modulus), tlv(*exponent))
         return tlv(0x30, tlv(0x30, algorithm), tlv(3, b"\0", public))
-    if label == "PRIVATE KEY" and algorithm.startswith(EC):
+    if algorithm.startswith(EC):
         public = dict(inside(key)).get(0xa1)  # it need not be there (RFC 5915 section 3)
         if public:
             return tlv(0x30, tlv(0x30, algorithm), public)
@@ -209,7 +209,7 @@ def name_text(name: bytes) -> str:
 
 def extension(extensions: bytes, wanted: bytes) -> list:
     """The DER items in the extension with this OID of Extensions (DER; RFC 5280 section 4.2), none
-    if there is no such one. Raises ValueError, IndexError."""
+    if there is no such one. Raises ValueError."""
     for _, item in inside(extensions):
         (_, oid), *_, (_, value) = der(item)
         if oid == wanted:
@@ -219,8 +219,7 @@ def extension(extensions: bytes, wanted: bytes) -> list:
 
 def extension_names(extensions: bytes) -> list:
     """The names in the subjectAltName of Extensions (DER; RFC 5280 section 4.2.1.6), in lower case,
-    addresses as text; what is neither begins with its tag in brackets. Raises ValueError,
-    IndexError."""
+    addresses as text; what is neither begins with its tag in brackets. Raises ValueError."""
     names = []
     for tag, name in extension(extensions, SUBJECT_ALT_NAME):
         if tag == 0x87 and len(name) in (4, 16):
@@ -267,30 +266,29 @@ Certificate = namedtuple("Certificate", "names not_before not_after spki issuer 
 
 def parse_certificate(data: bytes) -> Certificate:
     """A certificate in DER (RFC 5280 section 4.1). Raises ValueError."""
-    try:
-        fields = der(inside(data)[0][1])
-        if fields[0][0] == 0xa0:  # the version need not be there
-            del fields[0]
-        (_, serial), _, (_, issuer), (_, validity), (_, subject), spki, *rest = fields
-        not_before, not_after = [der_time(*item) for item in der(validity)]
-        extensions = dict(rest).get(0xa3, tlv(0x30))
-        authority = dict(extension(extensions, AUTHORITY_KEY)).get(0x80, b"")
-        return Certificate(extension_names(extensions), not_before, not_after, tlv(*spki), issuer,
-                           subject, serial, authority)
-    except IndexError as error:
-        raise ValueError(f"it is no X.509 certificate: {error}")
+    (_, body), *_ = inside(data)
+    version, *fields = der(body)
+    if version[0] != 0xa0:  # it need not be there
+        fields.insert(0, version)
+    (_, serial), _, (_, issuer), (_, validity), (_, subject), spki, *rest = fields
+    not_before, not_after = [der_time(*item) for item in der(validity)]
+    extensions = dict(rest).get(0xa3, tlv(0x30))
+    authority = dict(extension(extensions, AUTHORITY_KEY)).get(0x80, b"")
+    return Certificate(extension_names(extensions), not_before, not_after, tlv(*spki), issuer,
+                       subject, serial, authority)
 
 
 def parse_csr(data: bytes) -> tuple:
     """(names, SPKI in DER) of a PKCS#10 request in DER (RFC 2986 section 4): the common name's and
     the subjectAltName's DNS names and addresses. Raises ValueError."""
     try:
-        _, (_, subject), spki, (_, requested) = der(inside(data)[0][1])[:4]
+        (_, body), *_ = inside(data)
+        _, (_, subject), spki, (_, requested), *_ = der(body)
         names = [text.lower() for oid, text in attributes(subject) if oid == COMMON_NAME]
         for _, item in der(requested):
             (_, oid), (_, values) = der(item)
             names += extension_names(values) if oid == EXTENSION_REQUEST else []
-    except (IndexError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"this is no certificate request: {error}")
     return [name for name in dict.fromkeys(names) if not name.startswith("[")], tlv(*spki)
 
@@ -1231,23 +1229,20 @@ def self_check(url: str, text: str, seconds: float, name: str = "") -> str:
     if name:
         request.add_unredirected_header("Host", f"[{name}]" if ":" in name else name)
 
+    address = "no address"
+
     def look():
-        host = urlsplit(url).hostname
-        known = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
+        nonlocal address
+        known = socket.getaddrinfo(urlsplit(url).hostname, None, proto=socket.IPPROTO_TCP)
         address = " ".join(dict.fromkeys(info[4][0] for info in known))
-        try:
-            with opener.open(request, timeout=seconds) as answer:
-                body = answer.read(1000).decode("utf-8", "replace").strip()
-        except Exception as error:  # whatever a strange answer makes Python raise
-            return f"{address}: {printable(str(error).strip('<>') or type(error).__name__)}"
+        with opener.open(request, timeout=seconds) as answer:
+            body = answer.read(1000).decode("utf-8", "replace").strip()
         return "" if body == text else f"{address}: it is another text"
 
     try:
         return within(seconds + 1, look)
-    except TimeoutError as error:
-        return str(error)
-    except Exception as error:
-        return f"no address: {printable(error)}"
+    except Exception as error:  # whatever a strange answer makes Python raise
+        return f"{address}: {printable(str(error).strip('<>') or type(error).__name__)}"
 
 
 # ---- acme-tiny 5.0.3's own face -----------------------------------------------------------------
