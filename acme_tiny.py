@@ -613,22 +613,20 @@ def parse_json(reply: Reply, **kinds: type) -> dict:
     return value
 
 
-def text_in(thing: dict, name: str) -> str:
-    """A member of a JSON object if it is a text, else "": what else it may be is not even shown, as
-    it may be nested too deeply for that."""
-    return thing[name] if isinstance(thing.get(name), str) else ""
+def member(thing, name: str, kind: type = str):
+    """The member of a JSON object with this name if both are what they should be, else an empty one
+    of that kind: what else it may be is not even shown, as it may be nested too deeply for that."""
+    value = thing.get(name) if isinstance(thing, dict) else None
+    return value if isinstance(value, kind) else kind()
 
 
 def problem_text(problem) -> str:
     """A problem document (RFC 7807, RFC 8555 section 6.7; any JSON) as one line of text."""
-    if not isinstance(problem, dict):
-        return "no reason given"
-    who, subs = problem.get("identifier"), problem.get("subproblems")
-    parts = [text_in(who, "value") if isinstance(who, dict) else "", text_in(problem, "type"),
-             text_in(problem, "detail")]
+    who = member(problem, "identifier", dict)
+    parts = [member(who, "value"), member(problem, "type"), member(problem, "detail")]
     parts += [problem_text({**sub, "subproblems": None, "instance": None})
-              for sub in (subs if isinstance(subs, list) else []) if isinstance(sub, dict)]
-    parts.append(text_in(problem, "instance"))
+              for sub in member(problem, "subproblems", list) if isinstance(sub, dict)]
+    parts.append(member(problem, "instance"))
     return printable(": ".join(printable(p) for p in parts if p), 2000) or "no reason given"
 
 
@@ -689,7 +687,7 @@ class Client:
             problem = {"detail": printable(reply.body.decode("utf-8", "replace").strip(), 200)}
         raise AcmeError(
             f"{what}: the CA refused ({reply.status}): {problem_text(problem)} ({printable(url)})",
-            reply.status, text_in(problem, "type").rpartition(":")[2],
+            reply.status, member(problem, "type").rpartition(":")[2],
             retry_after(reply.headers) if reply.status in (429, 503) else None)
 
     def directory(self, name: str) -> str:
@@ -700,12 +698,12 @@ class Client:
             self.links = parse_json(self.fetch("getting the directory", self.url), newNonce=str,
                                     newAccount=str, newOrder=str)
             self.log("Directory found!")
-        return text_in(self.links, name)
+        return member(self.links, name)
 
     def meta(self) -> dict:
         """What the directory says of the CA (7.1.1)."""
         self.directory("newOrder")
-        return self.links["meta"] if isinstance(self.links.get("meta"), dict) else {}
+        return member(self.links, "meta", dict)
 
     def ask_nonce(self):
         """Have a nonce (7.2) for the next request; with it comes the CA's time."""
@@ -777,56 +775,41 @@ class Client:
 
     def check_profile(self, profile: str = None):
         """Raise AcmeError if the CA does not offer a profile (draft-ietf-acme-profiles)."""
-        offered = self.meta().get("profiles")
-        if profile and (not isinstance(offered, dict) or profile not in offered):
-            offered = ", ".join(offered) if isinstance(offered, dict) else "none"
-            raise AcmeError(f"the CA has no profile {profile}; it offers: {printable(offered)}")
+        offered = member(self.meta(), "profiles", dict)
+        if profile and profile not in offered:
+            offered = printable(", ".join(offered) or "none")
+            raise AcmeError(f"the CA has no profile {profile}; it offers: {offered}")
 
     def order(self, names: list, profile: str = None, replaces: str = None) -> "Order":
         """Place an order for these names and addresses (7.4, RFC 8738), by a profile of the CA's
         (draft-ietf-acme-profiles), as what replaces a certificate (its renewal_id())."""
-        payload = {"identifiers": identifiers(names)}
+        payload, known = {"identifiers": identifiers(names)}, bool(self.account)
         if profile:
             self.check_profile(profile)
             payload["profile"] = profile
-        what = f"ordering for {printable(', '.join(names))}"
-        if replaces and self.account:
-            try:
-                return self.place(what, {**payload, "replaces": replaces})
-            except AcmeError as error:  # whatever it has against that, it must not stop the order
-                if not error.status or error.retry_after is not None:
-                    raise
-                self.log(str(error))
-        return self.place_known(what, payload)
-
-    def place(self, what: str, payload: dict) -> "Order":
-        """Place an order. what: as in fetch()."""
-        self.log("Creating new order...")
-        reply = self.post(what, self.directory("newOrder"), payload)
-        self.log("Order created!")
-        return Order(self, location(reply), reply)
-
-    def place_known(self, what: str, payload: dict) -> "Order":
-        """Place an order; register first if the CA does not know the account. what: as in
-        fetch()."""
-        for known in (self.account is not None, False):
+        if replaces and known:
+            payload["replaces"] = replaces
+        while True:
             if not self.account:
                 self.register()
+            self.log("Creating new order...")
             try:
-                return self.place(what, payload)
+                reply = self.post(f"ordering for {printable(', '.join(names))}",
+                                  self.directory("newOrder"), payload)
+                self.log("Order created!")
+                return Order(self, location(reply), reply)
             except AcmeError as error:
+                if payload.pop("replaces", None):
+                    # Whatever it has against that, it must not stop the order
+                    if not error.status or error.retry_after is not None:
+                        raise
+                    self.log(str(error))
                 # Servers word an unknown account in many ways; to register again does no harm
-                if not known or error.status not in (400, 401, 403, 404, 500) or error.type not in (
+                elif known and error.status in (400, 401, 403, 404, 500) and error.type in (
                         "", "accountDoesNotExist", "malformed", "unauthorized", "serverInternal"):
+                    self.account, known = None, False
+                else:
                     raise
-                self.account = None
-
-    def resume(self, url: str) -> "Order":
-        """The order with this URL, which an earlier run placed. Raises AcmeError, with a status if
-        the CA does not know it."""
-        if not self.account:
-            self.register()
-        return Order(self, url, self.post("asking for the order", url))
 
     def obtain(self, names: list, csr: bytes, solver: "Solver", known: str = None,
                finalizing=lambda url: None, profile: str = None, replaces: str = None,
@@ -834,11 +817,13 @@ class Client:
         """(chain (PEM), the order's URL) for names: by the order at the URL known, which an earlier
         run placed, or by a new one. For the rest see order() and Order.obtain()."""
         if known:
-            order = self.resume(known)
+            if not self.account:
+                self.register()
+            order = Order(self, known, self.post("asking for the order", known))
         else:
             solver.ready(names, self)
             order = self.order(names, profile, replaces)
-        return order.obtain(csr, [solver], finalizing, issuer), order.url
+        return order.obtain(csr, solver, finalizing, issuer), order.url
 
     def renewal_window(self, data: bytes) -> dict:
         """When the CA suggests that a certificate (DER) be renewed (RFC 9773 section 4): begin,
@@ -847,13 +832,13 @@ class Client:
             [self.directory("renewalInfo").rstrip("/"), renewal_id(data)]))
         found, wait = parse_json(reply, suggestedWindow=dict), retry_after(reply.headers)
         try:
-            begin, end = [rfc3339(text_in(found["suggestedWindow"], name))
+            begin, end = [rfc3339(member(found["suggestedWindow"], name))
                           for name in ("start", "end")]
         except (ValueError, OverflowError) as error:
             raise AcmeError(f"the CA's answer names no window for a renewal: {error}", 0)
         if end <= begin:
             raise AcmeError("the CA's window for a renewal ends before it begins", 0)
-        return {"begin": begin, "end": end, "url": text_in(found, "explanationURL"),
+        return {"begin": begin, "end": end, "url": member(found, "explanationURL"),
                 "wait": 6 * 3600 if wait is None else wait}
 
     def revoke(self, data: bytes, reason: int):
@@ -918,11 +903,11 @@ class Order:
         """Ask how the order is (7.4)."""
         self.take(self.client.post("asking for the order", self.url))
 
-    def obtain(self, csr: bytes, solvers: list, finalizing=lambda url: None,
+    def obtain(self, csr: bytes, solver: "Solver", finalizing=lambda url: None,
                issuer: str = None) -> str:
         """Carry the order to its end, whatever its status (7.1.6): the checked chain (PEM).
 
-        csr: PKCS#10 in DER; solvers: what can prove that a name is ours (see the next room);
+        csr: PKCS#10 in DER; solver: what can prove that a name is ours (see the next room);
         finalizing: called with the order's URL before the CA is told to issue, so that a later run
         can go on with the order if this one dies, or the CA takes too long; issuer: name of who
         issued the last certificate of the chain that is wanted.
@@ -932,30 +917,28 @@ class Order:
             for name in names if self.status == "ready" else ():
                 self.client.log(f"Already verified: {name}, skipping...")
             if self.status == "pending":
-                self.authorize(names, solvers)
+                self.authorize(names, solver)
             for last in False, True:
                 if self.status == "ready":
                     self.finalize(csr, finalizing, last)
-            if self.status == "processing":
-                self.wait("processing")
+            self.wait("processing")
         finally:
-            for solver in solvers:
-                solver.remove()
+            solver.remove()
         if self.status == "valid":
             return self.download(spki, names, issuer)
         reason = f"it is {printable(self.status)}: {problem_text(self.body.get('error'))}"
         raise OrderFailed(f"Order failed for {printable(', '.join(names))}: {reason}")
 
-    def authorize(self, names: list, solvers: list):
-        """Have solvers put in place what proves each name that the order wants proved, tell the CA
-        of all, and wait for its word (7.5, 7.5.1, 8)."""
+    def authorize(self, names: list, solver: "Solver"):
+        """Have put in place what proves each name that the order wants proved, tell the CA of all,
+        and wait for its word (7.5, 7.5.1, 8)."""
         urls, left, chosen = self.body.get("authorizations"), {name.lower() for name in names}, []
         if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
             raise AcmeError("the CA's order has no usable 'authorizations'")
         for url in urls:
             reply = self.client.post("asking for an authorization", url)
             found = parse_json(reply, identifier=dict, status=str)
-            name = text_in(found["identifier"], "value").lower()
+            name = member(found["identifier"], "value").lower()
             name = f"*.{name}" if found.get("wildcard") is True else name
             if name not in left:
                 raise AcmeError(f"the CA wants an authorization for {printable(name)}: that was "
@@ -964,13 +947,11 @@ class Order:
             if found["status"] == "valid":
                 self.client.log(f"Already verified: {name}, skipping...")
                 continue
-            chosen.append((name, *self.choose(name, found, solvers)))
+            chosen.append((name, *self.choose(name, found, solver)))
             self.unproved.append((name, url))
-        for solver in solvers:
-            tasks = [task for _, one, task, _ in chosen if one is solver]
-            if tasks:
-                solver.present(tasks)
-        for name, _, _, challenge in chosen:
+        if chosen:
+            solver.present([task for _, task, _ in chosen])
+        for name, _, challenge in chosen:
             self.client.log(f"Verifying {name}...")
             self.client.post(f"asking the CA to verify {name}", challenge, {})
         self.hint = None  # that of the order's first answer was for later
@@ -978,17 +959,15 @@ class Order:
         for name, *_ in chosen:
             self.client.log(f"{name} verified!")
 
-    def choose(self, name: str, authorization: dict, solvers: list) -> tuple:
-        """(solver, its task, challenge's URL) for the first challenge in an authorization (7.1.4)
-        that a solver takes."""
-        challenges = authorization.get("challenges")
-        for challenge in challenges if isinstance(challenges, list) else ():
-            usable = isinstance(challenge, dict) and authorization["status"] == "pending" and (
-                challenge.get("status", "pending") == "pending" and text_in(challenge, "url"))
-            for solver in solvers if usable else ():
-                task = solver.task(name, challenge, self.client)
-                if task is not None:
-                    return solver, task, challenge["url"]
+    def choose(self, name: str, authorization: dict, solver: "Solver") -> tuple:
+        """(task, challenge's URL) for the first challenge in an authorization (7.1.4) that the
+        solver takes."""
+        for challenge in member(authorization, "challenges", list):
+            usable = authorization["status"] == "pending" and member(challenge, "url") and (
+                challenge.get("status", "pending") == "pending")
+            task = solver.task(name, challenge, self.client) if usable else None
+            if task is not None:
+                return task, challenge["url"]
         raise AcmeError(f"{name} cannot be verified: its authorization is "
                         f"{printable(authorization['status'])}, with no challenge that we can meet")
 
@@ -999,7 +978,7 @@ class Order:
         self.client.log("Signing certificate...")
         finalizing(self.url)
         try:
-            self.take(self.client.post("finalizing the order", text_in(self.body, "finalize"),
+            self.take(self.client.post("finalizing the order", member(self.body, "finalize"),
                                        {"csr": b64(csr)}))
             busy.append("ready")  # for a moment it may still say so
         except AcmeError as error:
@@ -1049,7 +1028,7 @@ class Order:
     def download(self, spki: bytes, names: list, issuer: str = None) -> str:
         """The chain (PEM; 7.4.2), checked for our public key (DER) and names; of several that which
         the issuer's name tells, else the CA's own choice."""
-        found, urls, ours = {}, [text_in(self.body, "certificate")], time.time()
+        found, urls, ours = {}, [member(self.body, "certificate")], time.time()
         for url in urls:
             try:
                 reply = self.client.post("downloading the certificate", url)
@@ -1105,7 +1084,7 @@ class Solver:
 def token_of(name: str, challenge: dict) -> str:
     """The token of a challenge for a name (RFC 8555 section 8). Raises AcmeError for one that might
     be something else than the name of a new file."""
-    token = text_in(challenge, "token")
+    token = member(challenge, "token")
     if not re.match(r"[A-Za-z0-9_-]{22,200}\Z", token):
         raise AcmeError(f"{name} cannot be verified: its {challenge['type']} challenge has no "
                         f"usable token: {printable(token, 200)}")
@@ -1286,7 +1265,7 @@ def get_crt(account_key: str, csr: str, acme_dir: str, log=None, CA: str = DEFAU
     check = "no" if disable_check else "require"
     solver = HttpFiles(acme_dir, check, check_port, trouble=log.info)
     client = Client(url, key, contact=contact, log=log.info)
-    return client.order(names).obtain(request, [solver])
+    return client.obtain(names, request, solver)[0]
 
 
 def main(argv: list = None):
