@@ -507,8 +507,7 @@ class Web:
     def ask(self, method: str, url: str, body: bytes, headers: dict) -> Reply:
         """The whole answer to one request. Raises whatever a hostile URL or answer makes Python
         raise."""
-        import ssl
-        from http.client import BadStatusLine
+        import http.client, ssl
         from urllib.parse import urlsplit
         parts = urlsplit(url)
         target = f"{parts.path or '/'}?{parts.query}".rstrip("?")
@@ -520,7 +519,7 @@ class Web:
             while response.status < 200:  # it is informational (RFC 9110 section 15.2)
                 response.headers = None   # or it would read no other
                 response.begin()
-        except (ConnectionError, ssl.SSLError, BadStatusLine):
+        except (ConnectionError, ssl.SSLError, http.client.BadStatusLine):
             if not kept:
                 raise
             self.resent += 1  # the server has closed it meanwhile: once more, on a new one
@@ -710,9 +709,10 @@ class Client:
         if not self.nonce:
             self.fetch("getting a nonce", self.directory("newNonce"), "HEAD")
 
-    def post(self, what: str, url: str, payload: dict = None) -> Reply:
-        """The answer to a signed request (6.2), without a payload POST-as-GET (6.3); what: as in
-        fetch(). A refused nonce (6.5) costs another try."""
+    def post(self, what: str, url: str, payload: dict = None, unless: str = None) -> Reply:
+        """The answer to a signed request (6.2), without a payload POST-as-GET (6.3), or None if the
+        CA refuses by a problem of the type unless; what: as in fetch(). A refused nonce (6.5) costs
+        another try."""
         deadline, resent = time.monotonic() + REQUEST_SECONDS, self.web.resent
         for tries in itertools.count(1):
             self.ask_nonce()
@@ -722,6 +722,8 @@ class Client:
             try:
                 return self.fetch(what, url, "POST", json.dumps(signed).encode(), max(1, left))
             except AcmeError as error:
+                if error.type == unless:
+                    return None
                 pause = 0 if tries < NONCES else 3  # some servers refuse most nonces, to test us
                 # A request whose answer is lost each time may have been obeyed each time
                 obeyed = self.web.resent > resent + 2
@@ -737,8 +739,6 @@ class Client:
         if self.eab:
             head = {"kid": self.eab.kid, "url": url}
             terms["externalAccountBinding"] = jws(self.eab, head, self.key.jwk)
-        elif self.meta().get("externalAccountRequired") is True:
-            raise AcmeError(UNBOUND)
         contact = {} if self.contact is None else {"contact": self.contact}
         try:
             reply = self.post("registering", url, {**terms, **contact})
@@ -764,14 +764,8 @@ class Client:
 
     def exists(self) -> bool:
         """Is there an account with this key (7.3.1)?"""
-        try:
-            self.post("looking for the account", self.directory("newAccount"),
-                      {"onlyReturnExisting": True})
-        except AcmeError as error:
-            if error.type != "accountDoesNotExist":
-                raise
-            return False
-        return True
+        return self.post("looking for the account", self.directory("newAccount"),
+                         {"onlyReturnExisting": True}, "accountDoesNotExist") is not None
 
     def check_profile(self, profile: str = None):
         """Raise AcmeError if the CA does not offer a profile (draft-ietf-acme-profiles)."""
@@ -783,12 +777,11 @@ class Client:
     def order(self, names: list, profile: str = None, replaces: str = None) -> "Order":
         """Place an order for these names and addresses (7.4, RFC 8738), by a profile of the CA's
         (draft-ietf-acme-profiles), as what replaces a certificate (its renewal_id())."""
-        payload, known = {"identifiers": identifiers(names)}, bool(self.account)
-        if profile:
-            self.check_profile(profile)
-            payload["profile"] = profile
-        if replaces and known:
-            payload["replaces"] = replaces
+        self.check_profile(profile)
+        known = bool(self.account)
+        payload = {"identifiers": identifiers(names), "profile": profile,
+                   "replaces": replaces if known else None}
+        payload = {name: value for name, value in payload.items() if value}
         while True:
             if not self.account:
                 self.register()
@@ -844,12 +837,8 @@ class Client:
     def revoke(self, data: bytes, reason: int):
         """Revoke a certificate (DER), for a reason (RFC 5280 section 5.3.1), by the account, or,
         without one, by this key, which then is that of the certificate (7.6)."""
-        try:
-            self.post("revoking the certificate", self.offered("revokeCert"),
-                      {"certificate": b64(data), "reason": reason})
-        except AcmeError as error:
-            if error.type != "alreadyRevoked":
-                raise
+        if not self.post("revoking the certificate", self.offered("revokeCert"),
+                         {"certificate": b64(data), "reason": reason}, "alreadyRevoked"):
             self.news("It was revoked before")
 
     def change_key(self, new: AccountKey):
@@ -866,11 +855,9 @@ class Client:
 
     def offered(self, name: str) -> str:
         """The URL of a resource that not every CA has."""
-        url = self.directory(name)
-        if not url:
+        if not self.directory(name):
             raise AcmeError(f"this CA offers no {name}")
-        return url
-
+        return self.links[name]
 
 def renewal_id(data: bytes) -> str:
     """What a CA calls a certificate (DER) when it is asked when to renew it (RFC 9773 section 4.1),
@@ -1177,10 +1164,8 @@ def as_owner(folder: str, function, *args):
 def write_anew(path: str, text: str):
     """Write a file that all may read, in the place of one that is there. Raises OSError."""
     unlink(path)
-    # O_EXCL: the web server's user may be able to plant a link here
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-    with open(fd, "wb") as file:
-        os.fchmod(fd, 0o644)
+    with open(path, "xb") as file:  # x: the web server's user may be able to plant a link here
+        os.fchmod(file.fileno(), 0o644)
         file.write(text.encode())
 
 
