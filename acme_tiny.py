@@ -10,8 +10,9 @@ line and the get_crt() of acme-tiny 5.0.3:
 
 API: get_crt(), main(), AcmeError, ToolError, LOGGER. All else may change.
 """
-import binascii, os, re, sys, time
+import base64, itertools, json, os, re, sys, time
 from collections import namedtuple
+from datetime import datetime, timezone
 
 __version__ = "1.0"
 DEFAULT_DIRECTORY_URL = "https://acme-v02.api.letsencrypt.org/directory"
@@ -139,7 +140,7 @@ def pem(text: str) -> list:
         r"-----BEGIN ([A-Z0-9 ]+)-----([A-Za-z0-9+/\s]+(?:=\s*){0,2})-----END \1-----", text)]
     if not blocks or len(blocks) != text.count("-----BEGIN") or any(len(b) % 4 for _, b in blocks):
         raise ValueError("it is not PEM")
-    return [(label, binascii.a2b_base64(body)) for label, body in blocks]
+    return [(label, base64.b64decode(body)) for label, body in blocks]
 
 
 def certificates(data: bytes) -> list:
@@ -173,14 +174,14 @@ def public_key(text: str) -> bytes:
     if "ENCRYPTED" in text:
         raise ValueError("it needs a passphrase")
     label, key = pem(text)[0] if "-----BEGIN" in text else ("", b"")
-    algorithm = RSA
+    algorithm = RSA if label == "RSA PRIVATE KEY" else b""
     if label == "PRIVATE KEY":
         _, (_, algorithm), (_, key), *_ = inside(key)
-    if label in ("PRIVATE KEY", "RSA PRIVATE KEY") and algorithm == RSA:
+    if algorithm == RSA:
         _, modulus, exponent, *_ = inside(key)
         public = tlv(0x30, tlv(*modulus), tlv(*exponent))
         return tlv(0x30, tlv(0x30, algorithm), tlv(3, b"\0", public))
-    if label == "PRIVATE KEY" and algorithm.startswith(EC):
+    if algorithm.startswith(EC):
         public = dict(inside(key)).get(0xa1)  # it need not be there (RFC 5915 section 3)
         if public:
             return tlv(0x30, tlv(0x30, algorithm), public)
@@ -213,7 +214,7 @@ def name_text(name: bytes) -> str:
 
 def extension(extensions: bytes, wanted: bytes) -> list:
     """The DER items in the extension with this OID of Extensions (DER; RFC 5280 section 4.2), none
-    if there is no such one. Raises ValueError, IndexError."""
+    if there is no such one. Raises ValueError."""
     for _, item in inside(extensions):
         (_, oid), *_, (_, value) = der(item)
         if oid == wanted:
@@ -223,8 +224,7 @@ def extension(extensions: bytes, wanted: bytes) -> list:
 
 def extension_names(extensions: bytes) -> list:
     """The names in the subjectAltName of Extensions (DER; RFC 5280 section 4.2.1.6), in lower case,
-    addresses as text; what is neither begins with its tag in brackets. Raises ValueError,
-    IndexError."""
+    addresses as text; what is neither begins with its tag in brackets. Raises ValueError."""
     names = []
     for tag, name in extension(extensions, SUBJECT_ALT_NAME):
         if tag == 0x87 and len(name) in (4, 16):
@@ -253,7 +253,6 @@ def general_name(name: str) -> bytes:
 def der_time(tag: int, body: bytes) -> int:
     """Seconds since 1970 of a UTCTime or GeneralizedTime (RFC 5280 section 4.1.2.5). Raises
     ValueError."""
-    from datetime import datetime, timezone
     text = body.decode("ascii")
     if tag == 0x17:  # a UTCTime has two digits for the years 1950 to 2049
         text = ("19" if text >= "50" else "20") + text
@@ -272,30 +271,29 @@ Certificate = namedtuple("Certificate", "names not_before not_after spki issuer 
 
 def parse_certificate(data: bytes) -> Certificate:
     """A certificate in DER (RFC 5280 section 4.1). Raises ValueError."""
-    try:
-        fields = der(inside(data)[0][1])
-        if fields[0][0] == 0xa0:  # the version need not be there
-            del fields[0]
-        (_, serial), _, (_, issuer), (_, validity), (_, subject), spki, *rest = fields
-        not_before, not_after = [der_time(*item) for item in der(validity)]
-        extensions = dict(rest).get(0xa3, tlv(0x30))
-        authority = dict(extension(extensions, AUTHORITY_KEY)).get(0x80, b"")
-        return Certificate(extension_names(extensions), not_before, not_after, tlv(*spki), issuer,
-                           subject, serial, authority)
-    except IndexError as error:
-        raise ValueError(f"it is no X.509 certificate: {error}")
+    (_, body), *_ = inside(data)
+    version, *fields = der(body)
+    if version[0] != 0xa0:  # it need not be there
+        fields.insert(0, version)
+    (_, serial), _, (_, issuer), (_, validity), (_, subject), spki, *rest = fields
+    not_before, not_after = [der_time(*item) for item in der(validity)]
+    extensions = dict(rest).get(0xa3, tlv(0x30))
+    authority = dict(extension(extensions, AUTHORITY_KEY)).get(0x80, b"")
+    return Certificate(extension_names(extensions), not_before, not_after, tlv(*spki), issuer,
+                       subject, serial, authority)
 
 
 def parse_csr(data: bytes) -> tuple:
     """(names, SPKI in DER) of a PKCS#10 request in DER (RFC 2986 section 4): the common name's and
     the subjectAltName's DNS names and addresses. Raises ValueError."""
     try:
-        _, (_, subject), spki, (_, requested) = der(inside(data)[0][1])[:4]
+        (_, body), *_ = inside(data)
+        _, (_, subject), spki, (_, requested), *_ = der(body)
         names = [text.lower() for oid, text in attributes(subject) if oid == COMMON_NAME]
         for _, item in der(requested):
             (_, oid), (_, values) = der(item)
             names += extension_names(values) if oid == EXTENSION_REQUEST else []
-    except (IndexError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"this is no certificate request: {error}")
     return [name for name in dict.fromkeys(names) if not name.startswith("[")], tlv(*spki)
 
@@ -360,13 +358,11 @@ def check_chain(text: str, spki: bytes, names: list, *clocks: float) -> str:
 
 def b64(data: bytes) -> str:
     """data as base64url without padding, RFC 7515 section 2."""
-    import base64
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def unb64(text: str) -> bytes:
     """The data in a base64url text, with or without padding. Raises ValueError."""
-    import base64
     text = text.strip().rstrip("=")
     return base64.b64decode(text + "=" * (-len(text) % 4), "-_", True)
 
@@ -395,7 +391,7 @@ class AccountKey:
     """
 
     def __init__(self, path: str):
-        import hashlib, json
+        import hashlib
         try:
             with open(path, encoding="ascii", errors="replace") as file:
                 text = file.read()
@@ -423,11 +419,11 @@ class AccountKey:
         return b"".join(number.lstrip(b"\0").rjust(size, b"\0") for _, number in inside(made))
 
 
-def jws(key, head: dict, payload: str) -> dict:
-    """A text, signed as flattened JSON (RFC 7515 section 7.2.2), with this protected header. key:
-    an AccountKey, or alike. Raises ToolError."""
-    import json
-    protected, body = b64(json.dumps({"alg": key.alg, **head}).encode()), b64(payload.encode())
+def jws(key, head: dict, payload: dict = None) -> dict:
+    """A payload (None: an empty text), signed as flattened JSON (RFC 7515 section 7.2.2), with this
+    protected header. key: an AccountKey, or alike. Raises ToolError."""
+    protected = b64(json.dumps({"alg": key.alg, **head}).encode())
+    body = "" if payload is None else b64(json.dumps(payload).encode())
     signature = b64(key.sign(f"{protected}.{body}".encode()))
     return {"protected": protected, "payload": body, "signature": signature}
 
@@ -516,32 +512,32 @@ class Web:
     def ask(self, method: str, url: str, body: bytes, headers: dict) -> Reply:
         """The whole answer to one request. Raises whatever a hostile URL or answer makes Python
         raise."""
-        import ssl
-        from http.client import BadStatusLine
+        import http.client, ssl
         from urllib.parse import urlsplit
         parts = urlsplit(url)
         target = f"{parts.path or '/'}?{parts.query}".rstrip("?")
-        response, connection = None, self.kept.pop(parts.netloc, None)
-        if connection:
-            try:
-                connection.request(method, target, body, headers)
-                response = connection.getresponse()
-            except (ConnectionError, ssl.SSLError, BadStatusLine):
-                self.resent += 1  # the server has closed it meanwhile: once more, on a new one
-        if not response:
-            connection = self.connect(parts)
+        kept = self.kept.pop(parts.netloc, None)
+        connection = kept or self.connect(parts)
+        try:
             connection.request(method, target, body, headers)
             response = connection.getresponse()
+            while response.status < 200:  # it is informational (RFC 9110 section 15.2)
+                response.headers = None   # or it would read no other
+                response.begin()
+        except (ConnectionError, ssl.SSLError, http.client.BadStatusLine):
+            if not kept:
+                raise
+            self.resent += 1  # the server has closed it meanwhile: once more, on a new one
+            return self.ask(method, url, body, headers)
         data = response.read(ANSWER_BYTES + 1)
         if len(data) > ANSWER_BYTES or response.length:
             raise ValueError(f"the answer was cut short, or has over {ANSWER_BYTES} bytes")
-        if connection.sock:
+        if connection.sock and not response.will_close:
             self.kept[parts.netloc] = connection
         return Reply(response.status, response.headers, data)
 
     def connect(self, parts):
         """A new http.client.HTTPSConnection to the host of a URL (urllib's SplitResult)."""
-        import base64
         from http.client import HTTPSConnection
         from urllib.parse import unquote, urlsplit
         proxy, headers = self.proxy, {}
@@ -557,31 +553,14 @@ class Web:
             headers["Proxy-Authorization"] = "Basic " + base64.b64encode(login.encode()).decode()
         if proxy:
             connection.set_tunnel(parts.hostname, parts.port or 443, headers)
-        connection.response_class = final_response()
         connection.connect()
         connection.sock.settimeout(REQUEST_SECONDS)
         connection.sock.suppress_ragged_eofs = False  # as in tls_context()
         return connection
 
 
-def final_response():
-    """The class of an http.client.HTTPResponse that is not informational (RFC 9110 section
-    15.2)."""
-    from http.client import HTTPResponse
-
-    class FinalResponse(HTTPResponse):
-        def begin(self):
-            super().begin()
-            while self.status < 200:
-                self.headers = None  # or it would read no other
-                super().begin()
-
-    return FinalResponse
-
-
 def http_date(text: str) -> float:
     """Seconds since 1970 of an HTTP-date (RFC 9110 section 5.6.7), or None."""
-    from datetime import timezone
     from email.utils import parsedate_to_datetime
     try:
         return parsedate_to_datetime(text).replace(tzinfo=timezone.utc).timestamp()
@@ -602,7 +581,6 @@ def retry_after(headers) -> int:
 def rfc3339(text: str) -> float:
     """Seconds since 1970 of a date such as 2026-11-26T06:32:00.5+01:00 (RFC 3339 section 5.6).
     Raises ValueError."""
-    from datetime import datetime
     match = re.match(r"([0-9-]{10}[Tt ][0-9:]{8})(\.[0-9]+)?([Zz]|[+-][0-9:]{5})\Z", text)
     if not match:
         raise ValueError("no date")
@@ -625,7 +603,6 @@ def alternates(headers) -> list:
 def parse_json(reply: Reply, **kinds: type) -> dict:
     """The JSON object in a Reply whose members are of these kinds (name=type), at least. Raises
     AcmeError."""
-    import json
     try:
         value = json.loads(reply.body.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -640,22 +617,20 @@ def parse_json(reply: Reply, **kinds: type) -> dict:
     return value
 
 
-def text_in(thing: dict, name: str) -> str:
-    """A member of a JSON object if it is a text, else "": what else it may be is not even shown, as
-    it may be nested too deeply for that."""
-    return thing[name] if isinstance(thing.get(name), str) else ""
+def member(thing, name: str, kind: type = str):
+    """The member of a JSON object with this name if both are what they should be, else an empty one
+    of that kind: what else it may be is not even shown, as it may be nested too deeply for that."""
+    value = thing.get(name) if isinstance(thing, dict) else None
+    return value if isinstance(value, kind) else kind()
 
 
 def problem_text(problem) -> str:
     """A problem document (RFC 7807, RFC 8555 section 6.7; any JSON) as one line of text."""
-    if not isinstance(problem, dict):
-        return "no reason given"
-    who, subs = problem.get("identifier"), problem.get("subproblems")
-    parts = [text_in(who, "value") if isinstance(who, dict) else "", text_in(problem, "type"),
-             text_in(problem, "detail")]
+    who = member(problem, "identifier", dict)
+    parts = [member(who, "value"), member(problem, "type"), member(problem, "detail")]
     parts += [problem_text({**sub, "subproblems": None, "instance": None})
-              for sub in (subs if isinstance(subs, list) else []) if isinstance(sub, dict)]
-    parts.append(text_in(problem, "instance"))
+              for sub in member(problem, "subproblems", list) if isinstance(sub, dict)]
+    parts.append(member(problem, "instance"))
     return printable(": ".join(printable(p) for p in parts if p), 2000) or "no reason given"
 
 
@@ -689,13 +664,11 @@ class Client:
         self.web, self.eab, self.log, self.news = Web(ca_bundle, proxy), eab, log, news
         self.nonce = self.skew = self.links = None
 
-    def fetch(self, what: str, url: str, body: bytes = None, method: str = None,
+    def fetch(self, what: str, url: str, method: str = "GET", body: bytes = None,
               seconds: float = REQUEST_SECONDS) -> Reply:
-        """The CA's answer to one request. what: what is being done, for errors; body: of a JWS;
-        method: HEAD, or None for GET without a body and POST with one."""
+        """The CA's answer to one request. what: what is being done, for errors; body: a JWS."""
         if not url.lower().startswith("https://"):
             raise AcmeError(f"{what}: the CA names an address that is not https: {printable(url)}")
-        method = method or ("GET" if body is None else "POST")
         headers = {"User-Agent": f"letsencrypt-tiny/{__version__}", "Accept-Language": "en"}
         if body is not None:
             headers["Content-Type"] = "application/jose+json"
@@ -718,7 +691,7 @@ class Client:
             problem = {"detail": printable(reply.body.decode("utf-8", "replace").strip(), 200)}
         raise AcmeError(
             f"{what}: the CA refused ({reply.status}): {problem_text(problem)} ({printable(url)})",
-            reply.status, text_in(problem, "type").rpartition(":")[2],
+            reply.status, member(problem, "type").rpartition(":")[2],
             retry_after(reply.headers) if reply.status in (429, 503) else None)
 
     def directory(self, name: str) -> str:
@@ -729,52 +702,48 @@ class Client:
             self.links = parse_json(self.fetch("getting the directory", self.url), newNonce=str,
                                     newAccount=str, newOrder=str)
             self.log("Directory found!")
-        return text_in(self.links, name)
+        return member(self.links, name)
 
     def meta(self) -> dict:
         """What the directory says of the CA (7.1.1)."""
         self.directory("newOrder")
-        return self.links["meta"] if isinstance(self.links.get("meta"), dict) else {}
+        return member(self.links, "meta", dict)
 
     def ask_nonce(self):
         """Have a nonce (7.2) for the next request; with it comes the CA's time."""
         if not self.nonce:
-            self.fetch("getting a nonce", self.directory("newNonce"), method="HEAD")
+            self.fetch("getting a nonce", self.directory("newNonce"), "HEAD")
 
-    def post(self, what: str, url: str, payload: dict = None) -> Reply:
-        """The answer to a signed request (6.2), without a payload POST-as-GET (6.3); what: as in
-        fetch(). A refused nonce (6.5) costs another try."""
-        import json
-        text = "" if payload is None else json.dumps(payload)
-        deadline, tries, resent = time.monotonic() + REQUEST_SECONDS, 0, self.web.resent
-        while True:
+    def post(self, what: str, url: str, payload: dict = None, unless: str = None) -> Reply:
+        """The answer to a signed request (6.2), without a payload POST-as-GET (6.3), or None if the
+        CA refuses by a problem of the type unless; what: as in fetch(). A refused nonce (6.5) costs
+        another try."""
+        deadline, resent = time.monotonic() + REQUEST_SECONDS, self.web.resent
+        for tries in itertools.count(1):
             self.ask_nonce()
             head = {"kid": self.account} if self.account else {"jwk": self.key.jwk}
-            signed = json.dumps(jws(self.key, {**head, "nonce": self.nonce, "url": url}, text))
-            self.nonce, tries = None, tries + 1
-            left = deadline - time.monotonic()
+            signed = jws(self.key, {**head, "nonce": self.nonce, "url": url}, payload)
+            self.nonce, left = None, deadline - time.monotonic()
             try:
-                return self.fetch(what, url, signed.encode(), seconds=max(1, left))
+                return self.fetch(what, url, "POST", json.dumps(signed).encode(), max(1, left))
             except AcmeError as error:
+                if error.type == unless:
+                    return None
                 pause = 0 if tries < NONCES else 3  # some servers refuse most nonces, to test us
                 # A request whose answer is lost each time may have been obeyed each time
                 obeyed = self.web.resent > resent + 2
-                left = deadline - time.monotonic()
-                if error.type != "badNonce" or obeyed or left < pause:
+                if error.type != "badNonce" or obeyed or time.monotonic() + pause > deadline:
                     raise
             time.sleep(pause)
 
     def register(self):
         """Make the account, or find it by its key (7.3, 7.3.1, 7.3.4); sets .account."""
-        import json
         self.account, url = None, self.directory("newAccount")
         self.log("Registering account...")
         terms = {"termsOfServiceAgreed": True}
         if self.eab:
-            terms["externalAccountBinding"] = jws(self.eab, {"kid": self.eab.kid, "url": url},
-                                                  json.dumps(self.key.jwk))
-        elif self.meta().get("externalAccountRequired") is True:
-            raise AcmeError(UNBOUND)
+            head = {"kid": self.eab.kid, "url": url}
+            terms["externalAccountBinding"] = jws(self.eab, head, self.key.jwk)
         contact = {} if self.contact is None else {"contact": self.contact}
         try:
             reply = self.post("registering", url, {**terms, **contact})
@@ -800,60 +769,45 @@ class Client:
 
     def exists(self) -> bool:
         """Is there an account with this key (7.3.1)?"""
-        try:
-            self.post("looking for the account", self.directory("newAccount"),
-                      {"onlyReturnExisting": True})
-        except AcmeError as error:
-            if error.type != "accountDoesNotExist":
-                raise
-            return False
-        return True
+        return self.post("looking for the account", self.directory("newAccount"),
+                         {"onlyReturnExisting": True}, "accountDoesNotExist") is not None
 
     def check_profile(self, profile: str = None):
         """Raise AcmeError if the CA does not offer a profile (draft-ietf-acme-profiles)."""
-        offered = self.meta().get("profiles")
-        if profile and (not isinstance(offered, dict) or profile not in offered):
-            offered = ", ".join(offered) if isinstance(offered, dict) else "none"
-            raise AcmeError(f"the CA has no profile {profile}; it offers: {printable(offered)}")
+        offered = member(self.meta(), "profiles", dict)
+        if profile and profile not in offered:
+            offered = printable(", ".join(offered) or "none")
+            raise AcmeError(f"the CA has no profile {profile}; it offers: {offered}")
 
     def order(self, names: list, profile: str = None, replaces: str = None) -> "Order":
         """Place an order for these names and addresses (7.4, RFC 8738), by a profile of the CA's
         (draft-ietf-acme-profiles), as what replaces a certificate (its renewal_id())."""
-        payload = {"identifiers": identifiers(names)}
-        if profile:
-            self.check_profile(profile)
-            payload["profile"] = profile
-        what = f"ordering for {printable(', '.join(names))}"
-        if replaces and self.account:
-            try:
-                return self.place(what, {**payload, "replaces": replaces})
-            except AcmeError as error:  # whatever it has against that, it must not stop the order
-                if not error.status or error.retry_after is not None:
-                    raise
-                self.log(str(error))
-        return self.place_known(what, payload)
-
-    def place(self, what: str, payload: dict) -> "Order":
-        """Place an order. what: as in fetch()."""
-        self.log("Creating new order...")
-        reply = self.post(what, self.directory("newOrder"), payload)
-        self.log("Order created!")
-        return Order(self, location(reply), reply)
-
-    def place_known(self, what: str, payload: dict) -> "Order":
-        """Place an order; register first if the CA does not know the account. what: as in
-        fetch()."""
-        for known in (self.account is not None, False):
+        self.check_profile(profile)
+        known = bool(self.account)
+        payload = {"identifiers": identifiers(names), "profile": profile,
+                   "replaces": replaces if known else None}
+        payload = {name: value for name, value in payload.items() if value}
+        while True:
             if not self.account:
                 self.register()
+            self.log("Creating new order...")
             try:
-                return self.place(what, payload)
+                reply = self.post(f"ordering for {printable(', '.join(names))}",
+                                  self.directory("newOrder"), payload)
+                self.log("Order created!")
+                return Order(self, location(reply), reply)
             except AcmeError as error:
+                if payload.pop("replaces", None):
+                    # Whatever it has against that, it must not stop the order
+                    if not error.status or error.retry_after is not None:
+                        raise
+                    self.log(str(error))
                 # Servers word an unknown account in many ways; to register again does no harm
-                if not known or error.status not in (400, 401, 403, 404, 500) or error.type not in (
+                elif known and error.status in (400, 401, 403, 404, 500) and error.type in (
                         "", "accountDoesNotExist", "malformed", "unauthorized", "serverInternal"):
+                    self.account, known = None, False
+                else:
                     raise
-                self.account = None
 
     def resume(self, url: str) -> "Order":
         """The order with this URL, which an earlier run placed; None if the CA knows it no more."""
@@ -875,7 +829,7 @@ class Client:
         if not order:
             solver.ready(names, self)
             order = self.order(names, profile, replaces)
-        return order.obtain(csr, [solver], finalizing, issuer), order.url
+        return order.obtain(csr, solver, finalizing, issuer), order.url
 
     def renewal_window(self, data: bytes) -> dict:
         """When the CA suggests that a certificate (DER) be renewed (RFC 9773 section 4): begin,
@@ -884,32 +838,27 @@ class Client:
             [self.directory("renewalInfo").rstrip("/"), renewal_id(data)]))
         found, wait = parse_json(reply, suggestedWindow=dict), retry_after(reply.headers)
         try:
-            begin, end = [rfc3339(text_in(found["suggestedWindow"], name))
+            begin, end = [rfc3339(member(found["suggestedWindow"], name))
                           for name in ("start", "end")]
         except (ValueError, OverflowError) as error:
             raise AcmeError(f"the CA's answer names no window for a renewal: {error}", 0)
         if end <= begin:
             raise AcmeError("the CA's window for a renewal ends before it begins", 0)
-        return {"begin": begin, "end": end, "url": text_in(found, "explanationURL"),
+        return {"begin": begin, "end": end, "url": member(found, "explanationURL"),
                 "wait": 6 * 3600 if wait is None else wait}
 
     def revoke(self, data: bytes, reason: int):
         """Revoke a certificate (DER), for a reason (RFC 5280 section 5.3.1), by the account, or,
         without one, by this key, which then is that of the certificate (7.6)."""
-        try:
-            self.post("revoking the certificate", self.offered("revokeCert"),
-                      {"certificate": b64(data), "reason": reason})
-        except AcmeError as error:
-            if error.type != "alreadyRevoked":
-                raise
+        if not self.post("revoking the certificate", self.offered("revokeCert"),
+                         {"certificate": b64(data), "reason": reason}, "alreadyRevoked"):
             self.news("It was revoked before")
 
     def change_key(self, new: AccountKey):
         """Give the account another key (7.3.5)."""
-        import json
         url = self.offered("keyChange")
-        inner = jws(new, {"jwk": new.jwk, "url": url}, json.dumps(
-            {"account": self.account, "oldKey": self.key.jwk}))
+        inner = jws(new, {"jwk": new.jwk, "url": url},
+                    {"account": self.account, "oldKey": self.key.jwk})
         self.post("changing the account's key", url, inner)
         self.key = new
 
@@ -919,11 +868,9 @@ class Client:
 
     def offered(self, name: str) -> str:
         """The URL of a resource that not every CA has."""
-        url = self.directory(name)
-        if not url:
+        if not self.directory(name):
             raise AcmeError(f"this CA offers no {name}")
-        return url
-
+        return self.links[name]
 
 def renewal_id(data: bytes) -> str:
     """What a CA calls a certificate (DER) when it is asked when to renew it (RFC 9773 section 4.1),
@@ -956,11 +903,11 @@ class Order:
         """Ask how the order is (7.4)."""
         self.take(self.client.post("asking for the order", self.url))
 
-    def obtain(self, csr: bytes, solvers: list, finalizing=lambda url: None,
+    def obtain(self, csr: bytes, solver: "Solver", finalizing=lambda url: None,
                issuer: str = None) -> str:
         """Carry the order to its end, whatever its status (7.1.6): the checked chain (PEM).
 
-        csr: PKCS#10 in DER; solvers: what can prove that a name is ours (see the next room);
+        csr: PKCS#10 in DER; solver: what can prove that a name is ours (see the next room);
         finalizing: called with the order's URL before the CA is told to issue, so that a later run
         can go on with the order if this one dies, or the CA takes too long; issuer: name of who
         issued the last certificate of the chain that is wanted.
@@ -970,30 +917,28 @@ class Order:
             for name in names if self.status == "ready" else ():
                 self.client.log(f"Already verified: {name}, skipping...")
             if self.status == "pending":
-                self.authorize(names, solvers)
+                self.authorize(names, solver)
             for last in False, True:
                 if self.status == "ready":
                     self.finalize(csr, finalizing, last)
-            if self.status == "processing":
-                self.wait("processing")
+            self.wait("processing")
         finally:
-            for solver in solvers:
-                solver.remove()
+            solver.remove()
         if self.status == "valid":
             return self.download(spki, names, issuer)
         reason = f"it is {printable(self.status)}: {problem_text(self.body.get('error'))}"
         raise OrderFailed(f"Order failed for {printable(', '.join(names))}: {reason}")
 
-    def authorize(self, names: list, solvers: list):
-        """Have solvers put in place what proves each name that the order wants proved, tell the CA
-        of all, and wait for its word (7.5, 7.5.1, 8)."""
+    def authorize(self, names: list, solver: "Solver"):
+        """Have put in place what proves each name that the order wants proved, tell the CA of all,
+        and wait for its word (7.5, 7.5.1, 8)."""
         urls, left, chosen = self.body.get("authorizations"), {name.lower() for name in names}, []
         if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
             raise AcmeError("the CA's order has no usable 'authorizations'")
         for url in urls:
             reply = self.client.post("asking for an authorization", url)
             found = parse_json(reply, identifier=dict, status=str)
-            name = text_in(found["identifier"], "value").lower()
+            name = member(found["identifier"], "value").lower()
             name = f"*.{name}" if found.get("wildcard") is True else name
             if name not in left:
                 raise AcmeError(f"the CA wants an authorization for {printable(name)}: that was "
@@ -1002,13 +947,11 @@ class Order:
             if found["status"] == "valid":
                 self.client.log(f"Already verified: {name}, skipping...")
                 continue
-            chosen.append((name, *self.choose(name, found, solvers)))
+            chosen.append((name, *self.choose(name, found, solver)))
             self.unproved.append((name, url))
-        for solver in solvers:
-            tasks = [task for _, one, task, _ in chosen if one is solver]
-            if tasks:
-                solver.present(tasks)
-        for name, _, _, challenge in chosen:
+        if chosen:
+            solver.present([task for _, task, _ in chosen])
+        for name, _, challenge in chosen:
             self.client.log(f"Verifying {name}...")
             self.client.post(f"asking the CA to verify {name}", challenge, {})
         self.hint = None  # that of the order's first answer was for later
@@ -1016,17 +959,15 @@ class Order:
         for name, *_ in chosen:
             self.client.log(f"{name} verified!")
 
-    def choose(self, name: str, authorization: dict, solvers: list) -> tuple:
-        """(solver, its task, challenge's URL) for the first challenge in an authorization (7.1.4)
-        that a solver takes."""
-        challenges = authorization.get("challenges")
-        for challenge in challenges if isinstance(challenges, list) else ():
-            usable = isinstance(challenge, dict) and authorization["status"] == "pending" and (
-                challenge.get("status", "pending") == "pending" and text_in(challenge, "url"))
-            for solver in solvers if usable else ():
-                task = solver.task(name, challenge, self.client)
-                if task is not None:
-                    return solver, task, challenge["url"]
+    def choose(self, name: str, authorization: dict, solver: "Solver") -> tuple:
+        """(task, challenge's URL) for the first challenge in an authorization (7.1.4) that the
+        solver takes."""
+        for challenge in member(authorization, "challenges", list):
+            usable = authorization["status"] == "pending" and member(challenge, "url") and (
+                challenge.get("status", "pending") == "pending")
+            task = solver.task(name, challenge, self.client) if usable else None
+            if task is not None:
+                return task, challenge["url"]
         raise AcmeError(f"{name} cannot be verified: its authorization is "
                         f"{printable(authorization['status'])}, with no challenge that we can meet")
 
@@ -1037,7 +978,7 @@ class Order:
         self.client.log("Signing certificate...")
         finalizing(self.url)
         try:
-            self.take(self.client.post("finalizing the order", text_in(self.body, "finalize"),
+            self.take(self.client.post("finalizing the order", member(self.body, "finalize"),
                                        {"csr": b64(csr)}))
             busy.append("ready")  # for a moment it may still say so
         except AcmeError as error:
@@ -1087,7 +1028,7 @@ class Order:
     def download(self, spki: bytes, names: list, issuer: str = None) -> str:
         """The chain (PEM; 7.4.2), checked for our public key (DER) and names; of several that which
         the issuer's name tells, else the CA's own choice."""
-        found, urls, ours = {}, [text_in(self.body, "certificate")], time.time()
+        found, urls, ours = {}, [member(self.body, "certificate")], time.time()
         for url in urls:
             try:
                 reply = self.client.post("downloading the certificate", url)
@@ -1143,7 +1084,7 @@ class Solver:
 def token_of(name: str, challenge: dict) -> str:
     """The token of a challenge for a name (RFC 8555 section 8). Raises AcmeError for one that might
     be something else than the name of a new file."""
-    token = text_in(challenge, "token")
+    token = member(challenge, "token")
     if not re.match(r"[A-Za-z0-9_-]{22,200}\Z", token):
         raise AcmeError(f"{name} cannot be verified: its {challenge['type']} challenge has no "
                         f"usable token: {printable(token, 200)}")
@@ -1237,10 +1178,8 @@ def as_owner(folder: str, function, *args):
 def write_anew(path: str, text: str):
     """Write a file that all may read, in the place of one that is there. Raises OSError."""
     unlink(path)
-    # O_EXCL: the web server's user may be able to plant a link here
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-    with open(fd, "wb") as file:
-        os.fchmod(fd, 0o644)
+    with open(path, "xb") as file:  # x: the web server's user may be able to plant a link here
+        os.fchmod(file.fileno(), 0o644)
         file.write(text.encode())
 
 
@@ -1268,23 +1207,20 @@ def self_check(url: str, text: str, seconds: float, name: str = "") -> str:
     if name:
         request.add_unredirected_header("Host", f"[{name}]" if ":" in name else name)
 
+    address = "no address"
+
     def look():
-        host = urlsplit(url).hostname
-        known = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
+        nonlocal address
+        known = socket.getaddrinfo(urlsplit(url).hostname, None, proto=socket.IPPROTO_TCP)
         address = " ".join(dict.fromkeys(info[4][0] for info in known))
-        try:
-            with opener.open(request, timeout=seconds) as answer:
-                body = answer.read(1000).decode("utf-8", "replace").strip()
-        except Exception as error:  # whatever a strange answer makes Python raise
-            return f"{address}: {printable(str(error).strip('<>') or type(error).__name__)}"
+        with opener.open(request, timeout=seconds) as answer:
+            body = answer.read(1000).decode("utf-8", "replace").strip()
         return "" if body == text else f"{address}: it is another text"
 
     try:
         return within(seconds + 1, look)
-    except TimeoutError as error:
-        return str(error)
-    except Exception as error:
-        return f"no address: {printable(error)}"
+    except Exception as error:  # whatever a strange answer makes Python raise
+        return f"{address}: {printable(str(error).strip('<>') or type(error).__name__)}"
 
 
 # ---- acme-tiny 5.0.3's own face -----------------------------------------------------------------
@@ -1328,7 +1264,7 @@ def get_crt(account_key: str, csr: str, acme_dir: str, log=None, CA: str = DEFAU
     check = "no" if disable_check else "require"
     solver = HttpFiles(acme_dir, check, check_port, trouble=log.info)
     client = Client(url, key, contact=contact, log=log.info)
-    return client.order(names).obtain(request, [solver])
+    return client.obtain(names, request, solver)[0]
 
 
 def main(argv: list = None):

@@ -30,10 +30,10 @@ try:
     sys.path.append(os.path.dirname(os.path.realpath(__file__)))  # python3 -I leaves it out
     from acme_tiny import (DEFAULT_DIRECTORY_URL, AccountKey, AcmeError, Client, HttpFiles,
                            MacKey, OrderFailed, Solver, Stateless, ToolError, UNBOUND, b64,
-                           certificates, check_chain, identifiers, is_address, key_kind,
-                           make_csr, name_text, openssl, parse_certificate, parse_csr, pem,
-                           printable, public_key, renewal_id, self_check, text_in, tls_context,
-                           token_of, unb64, utc, within)
+                           certificates, check_chain, identifiers, is_address, key_kind, make_csr,
+                           member, name_text, openssl, parse_certificate, parse_csr, pem, printable,
+                           public_key, renewal_id, self_check, tls_context, token_of, unb64, utc,
+                           within)
 except ImportError:
     sys.exit("letsencrypt-tiny: copy acme_tiny.py beside this file, or use the single file")
 
@@ -1574,7 +1574,7 @@ def persist_uris(account: Client, name: str) -> list:
     """What may stand for an account in the record of a name: its URL, or, if the CA says by which
     prefix (-02), a hash of that with the name, or with * for all names."""
     import hashlib
-    prefix = text_in(account.meta(), "accountHashPrefix")
+    prefix = member(account.meta(), "accountHashPrefix")
     about = f"{account.key.thumbprint}{account.account}"
     return [prefix + "sha-256/" + b64(hashlib.sha256(
         bytes([len(some)]) + f"{some}{about}".encode()).digest())
@@ -2940,7 +2940,7 @@ def account_words(config: Config, client: Client) -> list:
              if not is_address(name)}  # of a name and its wildcard the wildcard
     return [
         f"account: {client.account}",
-        f"terms of service: {text_in(client.meta(), 'termsOfService') or 'none'}",
+        f"terms of service: {member(client.meta(), 'termsOfService') or 'none'}",
         f"thumbprint: {thumbprint}",
         f'nginx: location ~ ^{path} {{ default_type text/plain; return 200 "$1.{thumbprint}"; }}',
         "apache: RewriteEngine on",
@@ -3035,7 +3035,7 @@ def check_ca(config: Config, log) -> list:
     client = new_client(config, log)
     client.ask_nonce()
     client.check_profile(config.profile)
-    terms = text_in(client.meta(), "termsOfService") or "none"
+    terms = member(client.meta(), "termsOfService") or "none"
     say(f"The CA answers. init agrees to its terms of service in your name: {printable(terms)}")
     unbound = client.meta().get("externalAccountRequired") is True and not (
         config.eab_kid or os.path.lexists(config.account_key))

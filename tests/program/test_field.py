@@ -468,7 +468,7 @@ class Audited(Case):
 
     def test_a_host_that_cannot_be_one(self):
         for host in 'mx..example.org', 'x' * 64 + '.example.org':
-            line = self.use(served=host + ':25')
+            self.use(served=host + ':25')
             self.refused('init', status=2, parts=('served: expected',))
 
     def test_a_look_of_which_no_note_can_be_made(self):
