@@ -212,21 +212,22 @@ def name_text(name: bytes) -> str:
     return printable(known.get(COMMON_NAME) or known.get(ORGANISATION) or "")
 
 
-def extension(extensions: bytes, wanted: bytes) -> list:
-    """The DER items in the extension with this OID of Extensions (DER; RFC 5280 section 4.2), none
-    if there is no such one. Raises ValueError."""
-    for _, item in inside(extensions):
+def value_of(items: list, wanted: bytes) -> bytes:
+    """The value (DER) of the first with this OID of the items of Extensions or of a request's
+    Attributes (RFC 5280 section 4.2, RFC 2986 section 4.1), an empty sequence if there is no such
+    one. Raises ValueError."""
+    for _, item in items:
         (_, oid), *_, (_, value) = der(item)
         if oid == wanted:
-            return inside(value)
-    return []
+            return value
+    return tlv(0x30)
 
 
 def extension_names(extensions: bytes) -> list:
     """The names in the subjectAltName of Extensions (DER; RFC 5280 section 4.2.1.6), in lower case,
     addresses as text; what is neither begins with its tag in brackets. Raises ValueError."""
     names = []
-    for tag, name in extension(extensions, SUBJECT_ALT_NAME):
+    for tag, name in inside(value_of(inside(extensions), SUBJECT_ALT_NAME)):
         if tag == 0x87 and len(name) in (4, 16):
             import ipaddress
             names.append(str(ipaddress.ip_address(name)))
@@ -278,7 +279,7 @@ def parse_certificate(data: bytes) -> Certificate:
     (_, serial), _, (_, issuer), (_, validity), (_, subject), spki, *rest = fields
     not_before, not_after = [der_time(*item) for item in der(validity)]
     extensions = dict(rest).get(0xa3, tlv(0x30))
-    authority = dict(extension(extensions, AUTHORITY_KEY)).get(0x80, b"")
+    authority = dict(inside(value_of(inside(extensions), AUTHORITY_KEY))).get(0x80, b"")
     return Certificate(extension_names(extensions), not_before, not_after, tlv(*spki), issuer,
                        subject, serial, authority)
 
@@ -290,9 +291,7 @@ def parse_csr(data: bytes) -> tuple:
         (_, body), *_ = inside(data)
         _, (_, subject), spki, (_, requested), *_ = der(body)
         names = [text.lower() for oid, text in attributes(subject) if oid == COMMON_NAME]
-        for _, item in der(requested):
-            (_, oid), (_, values) = der(item)
-            names += extension_names(values) if oid == EXTENSION_REQUEST else []
+        names += extension_names(value_of(der(requested), EXTENSION_REQUEST))
     except ValueError as error:
         raise ValueError(f"this is no certificate request: {error}")
     return [name for name in dict.fromkeys(names) if not name.startswith("[")], tlv(*spki)
@@ -548,7 +547,7 @@ class Web:
         # Of several addresses the first need not answer
         connection = HTTPSConnection(way.hostname, way.port or (80 if proxy else 443),
                                      timeout=REQUEST_SECONDS / 3, context=self.context)
-        if proxy and way.username:
+        if way.username:
             login = f"{unquote(way.username)}:{unquote(way.password or '')}"
             headers["Proxy-Authorization"] = "Basic " + base64.b64encode(login.encode()).decode()
         if proxy:
