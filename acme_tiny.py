@@ -174,17 +174,16 @@ def public_key(text: str) -> bytes:
     if "ENCRYPTED" in text:
         raise ValueError("it needs a passphrase")
     label, key = pem(text)[0] if "-----BEGIN" in text else ("", b"")
-    algorithm = RSA if label == "RSA PRIVATE KEY" else b""
+    algorithm, public = RSA if label == "RSA PRIVATE KEY" else b"", b""
     if label == "PRIVATE KEY":
         _, (_, algorithm), (_, key), *_ = inside(key)
     if algorithm == RSA:
         _, modulus, exponent, *_ = inside(key)
-        public = tlv(0x30, tlv(*modulus), tlv(*exponent))
-        return tlv(0x30, tlv(0x30, algorithm), tlv(3, b"\0", public))
-    if algorithm.startswith(EC):
+        public = tlv(3, b"\0", tlv(0x30, tlv(*modulus), tlv(*exponent)))
+    elif algorithm.startswith(EC):
         public = dict(inside(key)).get(0xa1)  # it need not be there (RFC 5915 section 3)
-        if public:
-            return tlv(0x30, tlv(0x30, algorithm), public)
+    if public:
+        return tlv(0x30, tlv(0x30, algorithm), public)
     return openssl("pkey", "-pubout", "-outform", "DER", stdin=text.encode())
 
 
@@ -267,7 +266,7 @@ def der_time(tag: int, body: bytes) -> int:
 # (DER), issuer, subject, serial (DER bodies); authority: the key identifier of the CA's key
 # (bytes), b"" if it is not there
 Certificate = namedtuple("Certificate", "names not_before not_after spki issuer subject serial "
-                                        "authority", defaults=(b"", b""))
+                                        "authority")
 
 
 def parse_certificate(data: bytes) -> Certificate:
@@ -511,9 +510,8 @@ class Web:
     def ask(self, method: str, url: str, body: bytes, headers: dict) -> Reply:
         """The whole answer to one request. Raises whatever a hostile URL or answer makes Python
         raise."""
-        import http.client, ssl
-        from urllib.parse import urlsplit
-        parts = urlsplit(url)
+        import http.client, ssl, urllib.parse
+        parts = urllib.parse.urlsplit(url)
         target = f"{parts.path or '/'}?{parts.query}".rstrip("?")
         kept = self.kept.pop(parts.netloc, None)
         connection = kept or self.connect(parts)
@@ -783,8 +781,7 @@ class Client:
         (draft-ietf-acme-profiles), as what replaces a certificate (its renewal_id())."""
         self.check_profile(profile)
         known = bool(self.account)
-        payload = {"identifiers": identifiers(names), "profile": profile,
-                   "replaces": replaces if known else None}
+        payload = {"identifiers": identifiers(names), "profile": profile, "replaces": replaces}
         payload = {name: value for name, value in payload.items() if value}
         while True:
             if not self.account:
@@ -1192,8 +1189,7 @@ def self_check(url: str, text: str, seconds: float, name: str = "") -> str:
     """Fetch what must be this text from an http URL as a CA does (RFC 8555 section 8.3): redirects
     followed without a look at TLS certificates, no proxy. name: whose page it is, if the URL has an
     address. "", or what is wrong, after so many seconds and one more at the latest."""
-    import socket, ssl, urllib.request as web
-    from urllib.parse import urlsplit
+    import socket, ssl, urllib.parse, urllib.request as web
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     opener = web.OpenerDirector()  # it can do only what these can: no files, no ftp
@@ -1205,12 +1201,12 @@ def self_check(url: str, text: str, seconds: float, name: str = "") -> str:
     request = web.Request(url)
     if name:
         request.add_unredirected_header("Host", f"[{name}]" if ":" in name else name)
-
     address = "no address"
 
     def look():
         nonlocal address
-        known = socket.getaddrinfo(urlsplit(url).hostname, None, proto=socket.IPPROTO_TCP)
+        host = urllib.parse.urlsplit(url).hostname
+        known = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
         address = " ".join(dict.fromkeys(info[4][0] for info in known))
         with opener.open(request, timeout=seconds) as answer:
             body = answer.read(1000).decode("utf-8", "replace").strip()
@@ -1260,8 +1256,7 @@ def get_crt(account_key: str, csr: str, acme_dir: str, log=None, CA: str = DEFAU
     names, _ = parse_csr(request)
     log.info(f"Found domains: {', '.join(names)}")
     url = f"{CA}/directory" if CA != DEFAULT_CA else directory_url
-    check = "no" if disable_check else "require"
-    solver = HttpFiles(acme_dir, check, check_port, trouble=log.info)
+    solver = HttpFiles(acme_dir, "no" if disable_check else "require", check_port, trouble=log.info)
     client = Client(url, key, contact=contact, log=log.info)
     return client.obtain(names, request, solver)[0]
 
