@@ -781,7 +781,8 @@ class Client:
         (draft-ietf-acme-profiles), as what replaces a certificate (its renewal_id())."""
         self.check_profile(profile)
         known = bool(self.account)
-        payload = {"identifiers": identifiers(names), "profile": profile, "replaces": replaces}
+        payload = {"identifiers": identifiers(names), "profile": profile,
+                   "replaces": replaces if known else None}  # another account has none of it
         payload = {name: value for name, value in payload.items() if value}
         while True:
             if not self.account:
