@@ -37,7 +37,7 @@ try:
 except ImportError:
     sys.exit("letsencrypt-tiny: copy acme_tiny.py beside this file, or use the single file")
 
-__version__ = "1.2"
+__version__ = "1.2.1"
 HOUR, DAY = 3600, 86400
 # After failed requests; not quite a day, so that a daily cron job never comes a second too early
 RETRY_SECONDS = 0, 60, 600, 6000, DAY - 600
