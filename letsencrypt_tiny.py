@@ -2619,7 +2619,9 @@ def machine_checks(config: Config, hooks: bool, init: bool) -> list:
         *[(check_hook, name, option(config, name)) for name in (
             "challenge-hook", "post-certchange", "post-keychange")[:3 if hooks else 1]],
         *[(check_folder, name, option(config, name), init) for name in (
-            "account-key", "certs", "keys", "backups", "challenge-dir") if option(config, name)],
+            "account-key", "certs", "keys", "backups")],
+        *[(check_folder, "challenge-dir", folder, init) for folder in [config.challenge_dir]
+          if config.challenge == "http-01"],
         *[(check_user, user) for user in [config.run_as] if user],
         *[(check_secret, "eab-hmac-key", file) for file in [config.eab_hmac_key] if file],
         *[(check_bundle, file, init) for file in [config.ca_bundle] if file]]

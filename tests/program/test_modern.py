@@ -58,6 +58,14 @@ class Case(AnyCase):
                          set(self.line.options['domains'].split()))
 
 
+class Unused(Case):
+    def test_a_challenge_dir_that_nothing_is_written_to(self):
+        """It need not be there."""
+        line = self.settled(challenge='stateless')
+        os.rmdir(line.path('challenges'))
+        self.silent()
+
+
 class Dns(Case):
     def test_a_name_and_its_wildcard(self):
         """Both values are at one name, and both are there when the CA looks."""

@@ -1,5 +1,6 @@
 """run-as: what talks to the network has the rights of a user who can do nothing, and who owns that
 process can do nothing either."""
+import io
 import json
 import os
 import pwd
@@ -8,8 +9,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 import unittest
 
+from letsencrypt_tiny import AcmeError, Pipe
 from tests.program.test_first_hour import HOSTS
 from tests.world.case import Case as AnyCase, traces
 from tests.world.fake_dns import FakeDNS
@@ -266,6 +269,18 @@ class Works(Case):
                     'Gid:' + 4 * '\t%d' % (4 * (nobody.pw_gid,)), 'NoNewPrivs:\t1',
                     'CapEff:\t0000000000000000', 'Groups:\t \n'):
             self.assertIn(row, status)
+
+
+class Lines(unittest.TestCase):
+    def test_how_long_a_call_may_take(self):
+        """The time of what the other process calls for is not its own."""
+        def call(*lines):
+            pipe = Pipe(io.BytesIO(b''.join(line + b'\n' for line in lines)), io.BytesIO())
+            return pipe.call('x', seconds=0.2, wait=lambda: time.sleep(0.4))
+
+        self.assertEqual(call(b'{"call": "wait", "args": []}', b'{"result": 7}'), 7)
+        with self.assertRaisesRegex(AcmeError, 'it has ended'):
+            call(b'{"call": "wait", "args": []}')
 
 
 class Attacked(Case):
