@@ -63,6 +63,7 @@ class Unused(Case):
         """It need not be there."""
         line = self.settled(challenge='stateless')
         os.rmdir(line.path('challenges'))
+        line.run('cron', check=0)
         self.silent()
 
 
