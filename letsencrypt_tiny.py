@@ -296,6 +296,8 @@ def read_config(file: str) -> Config:
         raise Problem(f"unknown key {printable(key)}{''.join(near)}", 2)
     for key, default, expected, read in OPTIONS:
         try:
+            if found.get(key) == "":
+                raise ValueError("it is empty")
             value = values[key.replace("-", "_")] = read(found[key]) if key in found else default
         except (ValueError, OverflowError, OSError) as error:
             raise Problem(f"{key}: expected {expected}: {printable(error)}", 2)
