@@ -541,8 +541,11 @@ def decide(config: Config, facts: Facts) -> Plan:
 def hindrance(config: Config, facts: Facts, step: Step) -> tuple:
     """(need, what is wrong with it) of the first need of a Step that is not met, as found();
     ("", []) if all are."""
-    if (step.verb, step.what) in facts.failed:
-        return "failed", ["it failed in this run"]
+    # Of a look, too: what it saw could not be noted, and another one might not see that any more
+    for deed in [(step.verb, step.what)] + [
+            ("look", LOOKED_AT.get(need, need)) for need in step.needs]:
+        if deed in facts.failed:
+            return "failed", ["it failed in this run"]
     for need in step.needs:
         wrong = found(config, facts, need)
         if wrong is None or wrong:
@@ -2158,9 +2161,6 @@ class Run:
         except (Problem, ValueError, OSError) as error:
             self.failed.add((step.verb, step.what))
             self.tell(reason(error))
-            if step.verb == "look":
-                self.looks[step.what] = [reason(error)]
-                return
         # What was seen before says nothing of what is there now; but the clock goes on
         self.looks = {what: self.looks[what] for what in self.looks if what == "clock"}
 
