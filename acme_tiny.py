@@ -174,7 +174,8 @@ def public_key(text: str) -> bytes:
     if "ENCRYPTED" in text:
         raise ValueError("it needs a passphrase")
     label, key = pem(text)[0] if "-----BEGIN" in text else ("", b"")
-    algorithm, public = RSA if label == "RSA PRIVATE KEY" else b"", b""
+    algorithm = RSA if label == "RSA PRIVATE KEY" else b""
+    public = b""
     if label == "PRIVATE KEY":
         _, (_, algorithm), (_, key), *_ = inside(key)
     if algorithm == RSA:
@@ -868,6 +869,7 @@ class Client:
         if not self.directory(name):
             raise AcmeError(f"this CA offers no {name}")
         return self.links[name]
+
 
 def renewal_id(data: bytes) -> str:
     """What a CA calls a certificate (DER) when it is asked when to renew it (RFC 9773 section 4.1),

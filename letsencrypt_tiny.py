@@ -353,10 +353,11 @@ def check_owner(what: str, file: str):
         part = "/".join(parts[:count]) or "/"
         try:
             info = os.lstat(part)
-            os.stat(part)  # a link may lead to nothing, or to itself
+            link, sticky = stat.S_ISLNK(info.st_mode), info.st_mode & stat.S_ISVTX
+            if link:
+                os.stat(part)  # it may lead to nothing, or to itself
         except OSError as error:
             raise Problem(f"{what}: {reason(error)}")
-        link, sticky = stat.S_ISLNK(info.st_mode), info.st_mode & stat.S_ISVTX
         others = stat.S_IWOTH | (stat.S_IWGRP if info.st_gid else 0)
         if info.st_uid or info.st_mode & others and not link and not sticky:
             raise Problem(f"{what}: {part} must be owned by root and writable by nobody else, as "
@@ -658,7 +659,8 @@ def staging_key_unusable(config: Config, facts: Facts):
     if key and not key.spki:
         return Step("discard", "key", f"it is no private key that can be used ({key.kind})")
     if key and not of_wanted_type(config, facts.live_key, key):
-        return Step("discard", "key", f"it is {words_of(key)}, which the config does not ask for")
+        words = words_of(key.kind, key.bits)
+        return Step("discard", "key", f"it is {words}, which the config does not ask for")
 
 
 # Certificates and keys
@@ -750,9 +752,9 @@ def of_wanted_type(config: Config, live: Key, key: Key) -> bool:
     return key.kind == wanted_type(config, live) and (key.kind != "rsa" or enough)
 
 
-def words_of(key: Key) -> str:
+def words_of(kind: str, bits: int) -> str:
     """A key's type for people."""
-    return f"{key.kind} with {key.bits} bits" if key.bits else key.kind
+    return f"{kind} with {bits} bits" if bits else kind
 
 
 def new_key(config: Config, facts: Facts):
@@ -762,7 +764,7 @@ def new_key(config: Config, facts: Facts):
     if facts.staging_key or facts.done & {("stage", ""), ("unstage", "")}:
         return None
     if not of_wanted_type(config, key, key):
-        when, why = 0, f"the live key is {words_of(key)}"
+        when, why = 0, f"the live key is {words_of(key.kind, key.bits)}"
     elif facts.now < when and facts.force in ("new-key", "now"):
         when, why = 0, "asked for"
     elif facts.now < when and config.standby == "yes":
@@ -854,7 +856,7 @@ def live_at_once(config: Config, facts: Facts):
             " (until the old TLSA records are out of all caches, who has them refuses it)"
             if early else ""))
     if not config.staging_hours and ready(config, facts):
-        when = old_time(config, facts) if config.standby == "yes" else 0
+        when = turn_time(config, facts)
         return Step("unstage", "", "there is no staging time", when, ("clock",))
 
 
@@ -878,7 +880,12 @@ def ready(config: Config, facts: Facts) -> bool:
 def live_time(config: Config, facts: Facts):
     """When (seconds since 1970) a staged pair is to go live; None if it is not yet published."""
     when = safe_time(config, facts)
-    return when and max(when, old_time(config, facts) if config.standby == "yes" else 0)
+    return when and max(when, turn_time(config, facts))
+
+
+def turn_time(config: Config, facts: Facts) -> float:
+    """When (seconds since 1970) it is a staged pair's turn: at once, unless it stands by."""
+    return old_time(config, facts) if config.standby == "yes" else 0
 
 
 def safe_time(config: Config, facts: Facts):
@@ -1301,8 +1308,9 @@ def judge_others(keys: list, look: Look, told: str, records: list):
         others = ", ".join(sorted(record[3:].hex() for record in records))
         look.foreign.append(f"{told} TLSA records of other keys only ({others})")
     long = {record[3:].hex() for record in records if record[:3] == b"\3\1\2"}
+    # Of several digests clients take the strongest (RFC 7671 section 9)
     look.wrong.extend(f"{told} no 3 1 2 record for '{name}', but of other keys"
-                      for name, _, sha512 in keys if long and sha512 not in long)  # it counts (9)
+                      for name, _, sha512 in keys if long and sha512 not in long)
     look.brittle.extend(f"{told} 3 0 {record[2]}, which the next renewal breaks: publish 3 1 1"
                         for record in records if record[:2] == b"\3\0" and len(record) > 2)
 
@@ -1637,9 +1645,9 @@ LOOK = {"wrong": [""], "outage": [""], "found": {"": None}, "ttl": 0.0, "foreign
 OUTSIDE = {function.__name__: (function, shape) for function, shape in (
     (look_at_dns, LOOK), (look_at_services, [""]), (tlsa_owner, ""), (wrong_addresses, [""]),
     (look_at_zones, [""]), (look_at_mail, [""]), (look_at_names, [""]))}
-METHODS = {"ask_nonce": None, "directory": "", "meta": {}, "register": None, "exists": True,
-           "check_profile": None, "obtain": {"chain": "", "url": ""}, "revoke": None,
-           "deactivate": None, "change_key": None,
+METHODS = {"ask_nonce": None, "directory": "", "offered": "", "meta": {}, "register": None,
+           "exists": True, "check_profile": None, "obtain": {"chain": "", "url": ""},
+           "revoke": None, "deactivate": None, "change_key": None,
            "renewal_window": {"begin": 0.0, "end": 0.0, "url": "", "wait": 0}}
 children = {}  # user -> Pipe
 
@@ -1723,8 +1731,8 @@ def child_of(config: Config) -> Pipe:
 
 def end_children():
     """End the processes of run-as."""
-    from contextlib import suppress
     while children:
+        from contextlib import suppress
         _, pipe = children.popitem()
         with suppress(OSError), pipe.process as process:  # which may be gone
             process.kill()
@@ -1748,8 +1756,8 @@ def outside(config: Config, function, *args):
 
 
 class FarClient:
-    """As a Client, whose work is done in the process of run-as: METHODS. may: the members that a
-    signed payload may have (name -> list of values)."""
+    """As a Client, whose work is done in the process of run-as: METHODS. config: of the line that
+    uses it now; may: the members that a signed payload may have (name -> list of values)."""
 
     def __init__(self, config: Config, key: AccountKey, eab: MacKey, log):
         self.config, self.key, self.eab, self.log, self.url = (
@@ -1849,7 +1857,8 @@ def child(user: str):
                                          sign=lambda data: pipe.call(name, data))
 
     def client(values, contact, account_key, kid, account, name, *args):
-        config, about = Config(*values), json.dumps([values, account_key, kid])
+        config = Config(*values)
+        about = json.dumps([config.directory_url, config.proxy, config.ca_bundle, account_key, kid])
         if about not in clients:
             clients[about] = Client(
                 config.directory_url, key("sign", account_key), None, None, config.ca_bundle,
@@ -2090,10 +2099,11 @@ def clean_up(line: Line):
     files = HttpFiles(config.challenge_dir, trouble=trouble)
     zone = DnsHook(line, False, trouble=trouble)
     files.paths, zone.records = [list(state.get(name, ())) for name in ("challenges", "records")]
-    files.remove()
-    if config.challenge_hook:
-        zone.remove()
-    update_state(line, challenges=files.paths or None, records=zone.records or None)
+    if files.paths or zone.records:
+        files.remove()
+        if config.challenge_hook:
+            zone.remove()
+        update_state(line, challenges=files.paths or None, records=zone.records or None)
     if os.path.lexists(config.account_key):
         make_account_key(config)
     for file in line.live.key, line.staging.key, config.account_key:
@@ -2517,8 +2527,7 @@ def change_account_key(config: Config, client: Client):
     """Give the account another key, which is on disk before the CA is told. Raises AcmeError,
     OSError, Problem."""
     file, new = config.account_key, config.account_key + ".new"
-    if not client.directory("keyChange"):
-        raise Problem("this CA offers no keyChange")
+    client.offered("keyChange")  # else a key would be left that each later run asks about
     with lock(file + ".lock", LOCK_SECONDS):
         make_key(new, "ec-p256", like=file)
         client.change_key(AccountKey(new))
@@ -2801,11 +2810,11 @@ def status(config: Config, args) -> int:
     late = step and step.verb != "look" and facts.now - step.when > grace
     result = int(bool(late) or any(exit_status for *_, exit_status in wrong))
     problems = [text for _, text, _ in wrong] + ([f"overdue: {coming}"] if late else [])
-    found = status_object(config, facts, plan, iso if args.json else utc)
+    shown = status_object(config, facts, plan, iso if args.json else utc)
     if args.json:
-        say(json.dumps({**found, "status": result, "problems": problems}))
+        say(json.dumps({**shown, "status": result, "problems": problems}))
     else:
-        say("\n  ".join([*status_words(config, found), *problems,
+        say("\n  ".join([*status_words(config, shown), *problems,
                          *([] if late else [f"next: {coming}"])]))
     return result
 
@@ -2815,8 +2824,8 @@ def iso(seconds: float) -> str:
     return utc(seconds, "%Y-%m-%dT%H:%M:%SZ")
 
 
-def status_object(config: Config, facts: Facts, plan: Plan, form) -> dict:
-    """What there is of a line: examples/status.md describes it. form: makes the text of a time
+def status_object(config: Config, facts: Facts, plan: Plan, stamp) -> dict:
+    """What there is of a line: examples/status.md describes it. stamp: makes the text of a time
     (seconds since 1970)."""
     line, retry = Line(config), facts.state.get("retry")
     failed = retry and (blocked_until(config, facts) or is_about(config, facts, retry))
@@ -2824,67 +2833,67 @@ def status_object(config: Config, facts: Facts, plan: Plan, form) -> dict:
     steps = filter(None, [plan.step, *[step for step, *_ in plan.held], *plan.later])
 
     def since(seconds):
-        return None if seconds is None else form(seconds)
+        return None if seconds is None else stamp(seconds)
 
     return {
         "config": config.file, "version": __version__,
         "domains": config.domains, "directory_url": config.directory_url,
-        "live": pair_object(facts, line.live, facts.live_key, facts.live_crt, form),
-        "staging": pair_object(facts, line.staging, facts.staging_key, facts.staging_crt, form),
+        "live": pair_object(facts, line.live, facts.live_key, facts.live_crt, stamp),
+        "staging": pair_object(facts, line.staging, facts.staging_key, facts.staging_crt, stamp),
         "published": since(published_since(facts)),
         "seen_in_dns": since(seen_since(config, facts)) if config.tlsa else None,
         "renewal_wanted": since(wanted_time(config, facts)) if facts.live_crt else None,
         "hooks_owed": [step.what for step in owed if step],
-        "evidence": {name: {"looked_at": form(facts.state[name]["at"]),
+        "evidence": {name: {"looked_at": stamp(facts.state[name]["at"]),
                             "wrong": facts.state[name]["wrong"]}
                      for name, wanted in (("dns", config.tlsa), ("served", config.served))
                      if wanted and name in facts.state},
-        "last_failure": {"error": retry["error"], "next_request": form(retry["after"])}
+        "last_failure": {"error": retry["error"], "next_request": stamp(retry["after"])}
                         if failed else None,
         "held": [{"step": text_of(config, step, facts), "why": step.why, "wrong": wrong}
                  for step, _, wrong in plan.held],
         "next": [{"step": text_of(config, step, facts), "why": step.why,
-                  "when": form(max(step.when, facts.now))}
+                  "when": stamp(max(step.when, facts.now))}
                  for step in sorted(steps, key=lambda step: step.when)]}
 
 
-def pair_object(facts: Facts, pair: Pair, key: Key, crt: Crt, form):
-    """What there is of a pair, None if there is no key. form: as of status_object()."""
+def pair_object(facts: Facts, pair: Pair, key: Key, crt: Crt, stamp):
+    """What there is of a pair, None if there is no key. stamp: as of status_object()."""
     return key and {
-        "key": {"path": pair.key, "type": key.kind, "bits": key.bits, "made": form(key.made),
+        "key": {"path": pair.key, "type": key.kind, "bits": key.bits, "made": stamp(key.made),
                 "days_old": round((facts.now - key.made) / DAY), "spki_sha256": key.spki},
         "certificate": crt and {
             "path": pair.crt, "names": crt.names, "issuer": crt.issuer, "serial": crt.serial,
-            "not_before": form(crt.not_before), "not_after": form(crt.not_after),
+            "not_before": stamp(crt.not_before), "not_after": stamp(crt.not_after),
             "days_left": int((crt.not_after - facts.now) // DAY), "fits_key": fit(key, crt)}}
 
 
-def status_words(config: Config, found: dict) -> list:
-    """What status_object() found, for people."""
+def status_words(config: Config, shown: dict) -> list:
+    """What status_object() tells, for people."""
     lines = [f"{config.file}: {' '.join(config.domains)}"]
-    for name, pair in (config.live, found["live"]), (config.staging, found["staging"]):
+    for name, pair in (config.live, shown["live"]), (config.staging, shown["staging"]):
         lines += pair_words(name, pair["key"], pair["certificate"]) if pair else []
-    crt, failure = found["staging"] and found["staging"]["certificate"], found["last_failure"]
+    crt, failure = shown["staging"] and shown["staging"]["certificate"], shown["last_failure"]
     staged = crt and crt["fits_key"]
     return lines + [label + text for label, text in (
-        (f"the CA wants '{config.live}' renewed ", found["renewal_wanted"]),
-        (f"'{config.staging}' is published since ", staged and found["published"]),
-        (f"'{config.staging}' is seen in DNS since ", staged and found["seen_in_dns"]),
+        (f"the CA wants '{config.live}' renewed ", shown["renewal_wanted"]),
+        (f"'{config.staging}' is published since ", staged and shown["published"]),
+        (f"'{config.staging}' is seen in DNS since ", staged and shown["seen_in_dns"]),
         ("last failure: ", failure and "; next request from ".join(failure.values())),
-        ("hooks owed: ", ", ".join(found["hooks_owed"])),
+        ("hooks owed: ", ", ".join(shown["hooks_owed"])),
         *[(f"{LOOKS[name]}, looked at {note['looked_at']}: ",
            "; ".join(note["wrong"]) or "as it must be")
-          for name, note in found["evidence"].items()]) if text]
+          for name, note in shown["evidence"].items()]) if text]
 
 
 def pair_words(name: str, key: dict, crt: dict) -> list:
-    """What pair_object() found, for people."""
+    """What pair_object() tells, for people."""
     until = f"none for this key: {crt['path']}" if crt else "none"
     if crt and crt["fits_key"]:
         until = (f"until {crt['not_after']} ({crt['days_left']} days), for "
                  f"{' '.join(crt['names'])}, by {crt['issuer'] or 'a CA without a name'}: "
                  f"{crt['path']}")
-    kind = f"{key['type']} with {key['bits']} bits" if key["bits"] else key["type"]
+    kind = words_of(key["type"], key["bits"])
     return [f"'{name}' key: {kind}, made {key['made']} ({key['days_old']} days ago), public key "
             f"SHA-256 {key['spki_sha256']}: {key['path']}",
             f"'{name}' certificate: {until}"]

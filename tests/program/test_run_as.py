@@ -189,7 +189,7 @@ class Works(Case):
         self.assertIn('no TLSA record', line.run('cron', hooks=True, check=1).stderr)
 
     def test_two_lines_of_one_account(self):
-        """Each is proved as its own config says."""
+        """Each is proved as its own config says, and one connection is enough for all."""
         first = self.use()
         line = self.use(challenge='dns-01', dns_servers='127.0.0.1@%d' % free_port(),
                         propagation_seconds=0, domains='b.example.org')
@@ -199,8 +199,10 @@ class Works(Case):
         self.ca.txt = lambda name: [row.split()[3] for row in read(
             line.path('records')).decode().splitlines()]
         self.ca.http_port = first.web.port
+        connections = self.ca.connections
         done = line.run('init', '-c', first.config, check=0)
         self.assertIn('%s: warning: after 0 seconds' % line.config, done.stderr)
+        self.assertEqual(self.ca.connections - connections, 1)
         for one in first, line:
             self.assertTrue(pair_matches(one.key(), one.crt()))
 
